@@ -1,0 +1,69 @@
+# The project's verbs. `make run` and `make test` need nothing but Python 3.11 and make.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PROTOS := $(sort $(shell cd protos && find . -name '*.proto' | sed 's|^\./||'))
+# Where `make proto` writes; the drift check points it elsewhere and compares.
+STUBS ?= generated/python
+
+.PHONY: help setup run demo test check format proto proto-drift lock clean
+
+help: ## what the targets do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make the environment, from the lock file
+
+$(READY): pyproject.toml .ci/requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; name it with 'make PYTHON=…'" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r .ci/requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: setup ## start the development server on SQLite under var/
+	@$(BIN)/texture-auth serve --development
+
+demo: setup ## play the whole story against a server of its own
+	@$(BIN)/python -m tests.demo
+
+test: setup ## every test, with coverage
+	@rm -f .coverage .coverage.*
+	$(BIN)/pytest -n auto --cov --cov-report= tests
+	$(BIN)/coverage report
+	@echo "coverage of server/domain, which must be whole:"
+	$(BIN)/coverage report --include='server/domain/*' --fail-under=100
+
+check: setup proto-drift ## every check that is not a test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+	$(BIN)/pytest tests/store/test_schema.py
+
+format: setup ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cd protos && ../$(BIN)/buf format --write
+
+proto: setup ## regenerate the stubs from protos/
+	@rm -rf $(STUBS) && mkdir -p $(STUBS)
+	@cd protos && PATH=$(CURDIR)/$(BIN):$$PATH $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I. \
+		--python_out=$(abspath $(STUBS)) --grpc_python_out=$(abspath $(STUBS)) \
+		--mypy_out=quiet:$(abspath $(STUBS)) --mypy_grpc_out=quiet:$(abspath $(STUBS)) $(PROTOS)
+
+proto-drift: setup # the committed stubs are what the protos say
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+		$(MAKE) --no-print-directory proto STUBS=$$fresh && \
+		diff -r --exclude=__pycache__ generated/python $$fresh || \
+		{ echo "generated/python differs from the protos: run 'make proto' and commit" >&2; exit 1; }
+
+lock: setup ## choose newer versions of every dependency
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-index-url \
+		--python-version 3.11 --extra dev pyproject.toml -o .ci/requirements.lock
+
+clean: ## remove the environment and the development server's state
+	rm -rf $(VENV) var .coverage .coverage.* .hypothesis

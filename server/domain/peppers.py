@@ -1,0 +1,97 @@
+"""Keyed digests of secrets: the first pepper signs, all of them verify.
+
+A fast keyed hash on purpose. A secret has 190 random bits, so no slow hash is needed against guessing, and the
+pepper, which is not in the database, means that writing a digest there is not enough to know a key to it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from server.domain.errors import ErrorReason, Refusal
+
+MINIMUM_BYTES = 32
+_PEPPER_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pepper:
+    """A secret of this service, and the name that rows know it by."""
+
+    pepper_id: str
+    secret: bytes = field(repr=False)
+
+
+class Peppers:
+    """The peppers of a process. Raises ValueError for none, a bad or repeated id, or a short secret."""
+
+    def __init__(self, peppers: Sequence[Pepper]) -> None:
+        if not peppers:
+            raise ValueError("at least one pepper is needed")
+        for pepper in peppers:
+            if _PEPPER_ID.fullmatch(pepper.pepper_id) is None:
+                raise ValueError("a pepper's id has 1 to 32 characters matching [a-z0-9][a-z0-9_-]*")
+            if len(pepper.secret) < MINIMUM_BYTES:
+                raise ValueError(f"pepper {pepper.pepper_id} has fewer than {MINIMUM_BYTES} bytes")
+        self._by_id = {pepper.pepper_id: pepper.secret for pepper in peppers}
+        if len(self._by_id) != len(peppers):
+            raise ValueError("two peppers have the same id")
+        self.signing_id = peppers[0].pepper_id
+
+    def __repr__(self) -> str:
+        return f"Peppers({', '.join(self._by_id)})"
+
+    @classmethod
+    def parse(cls, text: str) -> Peppers:
+        """Read one `id hexadecimal-secret` a line; the first signs. Blank lines and `#` comments are skipped.
+
+        Raises ValueError, which never quotes a secret.
+        """
+        peppers = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            words = line.split("#", 1)[0].split()
+            if not words:
+                continue
+            try:
+                pepper_id, secret = words
+                peppers.append(Pepper(pepper_id, bytes.fromhex(secret)))
+            except ValueError:
+                raise ValueError(f"line {number} is not 'id hexadecimal-secret'") from None
+        return cls(peppers)
+
+    def digest(self, text: str) -> tuple[str, bytes]:
+        """Return the id of the signing pepper and the digest (32 bytes) of an ASCII text under it."""
+        return self.signing_id, _digest(self._by_id[self.signing_id], text)
+
+    def matches(self, text: str, pepper_id: str, digest: bytes) -> bool:
+        """Tell, in constant time, whether `digest` was made from `text`.
+
+        Raises Refusal (PEPPER_UNAVAILABLE) where the pepper is not here: then nobody can tell.
+        """
+        secret = self._by_id.get(pepper_id)
+        if secret is None:
+            raise Refusal(
+                ErrorReason.PEPPER_UNAVAILABLE,
+                "a stored digest was made with a pepper that this process does not have",
+                metadata={"pepper_id": pepper_id},
+            )
+        return hmac.compare_digest(_digest(secret, text), digest)
+
+    def sign(self, purpose: str, message: bytes) -> bytes:
+        """Return a tag (16 bytes) that only holders of the signing pepper can make, apart for each purpose."""
+        return _tag(self._by_id[self.signing_id], purpose, message)
+
+    def signed(self, purpose: str, message: bytes, tag: bytes) -> bool:
+        """Tell, in constant time, whether any pepper here made this tag."""
+        return any(hmac.compare_digest(_tag(secret, purpose, message), tag) for secret in self._by_id.values())
+
+
+def _digest(secret: bytes, text: str) -> bytes:
+    return hmac.digest(secret, text.encode("ascii"), "sha256")
+
+
+def _tag(secret: bytes, purpose: str, message: bytes) -> bytes:
+    return hmac.digest(secret, purpose.encode("ascii") + b"\0" + message, "sha256")[:16]

@@ -1,0 +1,229 @@
+"""What a request's fields may hold. Every fault is collected, so that a caller hears of all of them at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from server.domain import redirects
+from server.domain.errors import ErrorReason, Refusal, Violation
+from server.domain.kinds import Environment
+from server.domain.model import Network
+
+DISPLAY_NAME_LENGTH = 120
+DESCRIPTION_LENGTH = 1000
+REASON_LENGTH = 500
+REFERENCE_ID_LENGTH = 128
+CLIENT_STATE_LENGTH = 1024
+HEADER_LENGTH = 8192
+LABELS = 32
+LABEL_FILTERS = 8
+LABEL_VALUE_LENGTH = 128
+NETWORKS = 64
+MANUFACTURERS = 64
+REDIRECT_URIS = 50
+BATCH = 1000
+DEFAULT_PAGE = 50
+LARGEST_PAGE = 1000
+SHORTEST_LIFETIME = timedelta(minutes=1)
+LONGEST_SCOPED_KEY_LIFETIME = timedelta(days=3650)
+LONGEST_LINK_LIFETIME = timedelta(days=7)
+
+_WORKSPACE_ID = re.compile(r"[a-z][a-z0-9-]{1,61}[a-z0-9]")
+_DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_MANUFACTURER = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_LABEL_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
+_VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
+_PRINTABLE_ASCII = re.compile(r"[\x20-\x7e]*")
+
+
+def is_device_id(text: str) -> bool:
+    """Tell whether a device could have this id."""
+    return _DEVICE_ID.fullmatch(text) is not None
+
+
+def parse_address(text: str) -> IPv4Address | IPv6Address:
+    """Return the address that a text is, IPv4-mapped IPv6 as IPv4. Raises ValueError, for zones and ports too."""
+    address = ip_address(text)
+    if isinstance(address, IPv6Address):
+        if address.scope_id is not None:
+            raise ValueError("an address with a zone means nothing elsewhere")
+        if address.ipv4_mapped is not None:
+            return address.ipv4_mapped
+    return address
+
+
+class Fields:
+    """Collects the violations of one request. Each check returns a usable value, even where it found a fault."""
+
+    def __init__(self) -> None:
+        self.violations: list[Violation] = []
+
+    def refuse_if_invalid(self) -> None:
+        """Raise Refusal (FIELD_INVALID) with all violations, if there are any."""
+        if self.violations:
+            first = self.violations[0]
+            more = len(self.violations) - 1
+            raise Refusal(
+                ErrorReason.FIELD_INVALID,
+                f"{first.field}: {first.description}" + (f" (and {more} more)" if more else ""),
+                violations=tuple(self.violations),
+            )
+
+    def fault(self, field: str, description: str) -> None:
+        """Note a violation."""
+        self.violations.append(Violation(field, description))
+
+    def required(self, field: str, value: str) -> str:
+        """Check that an id, whose form does not matter since it is only looked up, is there."""
+        if not value:
+            self.fault(field, "is required")
+        return value
+
+    def text(self, field: str, value: str, *, maximum: int, minimum: int = 0) -> str:
+        """Check words for people: a length in characters, and no control characters."""
+        if not minimum <= len(value) <= maximum:
+            self.fault(field, f"must have {minimum} to {maximum} characters, has {len(value)}")
+        elif any(ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 for character in value):  # noqa: PLR2004
+            self.fault(field, "must have no control characters")
+        return value
+
+    def display_name(self, field: str, value: str) -> str:
+        """Check a name for people."""
+        return self.text(field, value, minimum=1, maximum=DISPLAY_NAME_LENGTH)
+
+    def reason(self, field: str, value: str) -> str:
+        """Check a reason for the event log."""
+        return self.text(field, value, maximum=REASON_LENGTH)
+
+    def slug(self, field: str, value: str) -> str:
+        """Check the id of a workspace or caller."""
+        if _WORKSPACE_ID.fullmatch(value) is None:
+            self.fault(field, "must have 3 to 63 characters matching [a-z][a-z0-9-]*[a-z0-9]")
+        return value
+
+    def visible(self, field: str, value: str, maximum: int = REFERENCE_ID_LENGTH) -> str:
+        """Check an id that others choose: visible ASCII."""
+        if not 1 <= len(value) <= maximum or _VISIBLE_ASCII.fullmatch(value) is None:
+            self.fault(field, f"must have 1 to {maximum} visible ASCII characters")
+        return value
+
+    def client_state(self, field: str, value: str) -> str:
+        """Check the customer's own value that is given back in a redirect URI."""
+        if len(value) > CLIENT_STATE_LENGTH or _PRINTABLE_ASCII.fullmatch(value) is None:
+            self.fault(field, f"must have at most {CLIENT_STATE_LENGTH} printable ASCII characters")
+        return value
+
+    def header(self, field: str, value: str) -> str:
+        """Check a header that a gateway saw: anything, up to a length."""
+        if len(value) > HEADER_LENGTH:
+            self.fault(field, f"must have at most {HEADER_LENGTH} characters")
+        return value
+
+    def address(self, field: str, value: str) -> IPv4Address | IPv6Address | None:
+        """Check a client's address; empty means unknown."""
+        if value:
+            try:
+                return parse_address(value)
+            except ValueError:
+                self.fault(field, "must be an IPv4 or IPv6 address without port or zone")
+        return None
+
+    def device_id(self, field: str, value: str) -> str:
+        """Check the id of a device to record."""
+        if not is_device_id(value):
+            self.fault(field, "must have 1 to 128 characters matching [A-Za-z0-9][A-Za-z0-9._:-]*")
+        return value
+
+    def batch(self, field: str, values: Sequence[str]) -> None:
+        """Check the ids of a batch: how many, and each once."""
+        if not 1 <= len(values) <= BATCH:
+            self.fault(field, f"must have 1 to {BATCH} entries, has {len(values)}")
+        seen: set[str] = set()
+        for index, value in enumerate(values):
+            if value in seen:
+                self.fault(f"{field}[{index}]", "names a device that is named before")
+            seen.add(value)
+
+    def manufacturer(self, field: str, value: str) -> str:
+        """Check the maker of a device; empty means unknown."""
+        if value and _MANUFACTURER.fullmatch(value) is None:
+            self.fault(field, "must match [a-z0-9][a-z0-9_-]{0,63}, in lower case")
+        return value
+
+    def manufacturers(self, field: str, values: Sequence[str]) -> frozenset[str]:
+        """Check a list of makers."""
+        if len(values) > MANUFACTURERS:
+            self.fault(field, f"must have at most {MANUFACTURERS} entries, has {len(values)}")
+        for index, value in enumerate(values):
+            self.manufacturer(f"{field}[{index}]", value or "?")
+        return frozenset(values)
+
+    def networks(self, field: str, values: Sequence[str]) -> tuple[Network, ...]:
+        """Check a list of networks in CIDR form, without host bits."""
+        if len(values) > NETWORKS:
+            self.fault(field, f"must have at most {NETWORKS} entries, has {len(values)}")
+        networks: dict[Network, None] = {}
+        for index, value in enumerate(values):
+            try:
+                if "/" not in value or "%" in value:
+                    raise ValueError
+                networks[ip_network(value)] = None
+            except ValueError:
+                self.fault(
+                    f"{field}[{index}]",
+                    "must be a network in CIDR form without host bits, such as 10.0.0.0/8",
+                )
+        return tuple(networks)
+
+    def labels(self, field: str, values: Mapping[str, str], maximum: int = LABELS) -> dict[str, str]:
+        """Check labels, or a filter by labels."""
+        if len(values) > maximum:
+            self.fault(field, f"must have at most {maximum} entries, has {len(values)}")
+        for name, value in values.items():
+            if _LABEL_NAME.fullmatch(name) is None:
+                self.fault(field, "names must match [a-z][a-z0-9_.-]{0,62}")
+            else:
+                self.text(f"{field}[{name!r}]", value, maximum=LABEL_VALUE_LENGTH)
+        return dict(values)
+
+    def redirect_uris(self, field: str, values: Iterable[str], environment: Environment) -> tuple[str, ...]:
+        """Check redirect URIs to register in a workspace of this kind."""
+        uris = tuple(dict.fromkeys(values))
+        if len(uris) > REDIRECT_URIS:
+            self.fault(field, f"must have at most {REDIRECT_URIS} entries, has {len(uris)}")
+        for index, uri in enumerate(uris):
+            found = redirects.fault(uri, environment)
+            if found is not None:
+                self.fault(f"{field}[{index}]", found)
+        return uris
+
+    def future(self, field: str, value: datetime | None, now: datetime) -> datetime | None:
+        """Check an expiry; None means never."""
+        if value is not None and value <= now:
+            self.fault(field, "must be in the future")
+        return value
+
+    def lifetime(self, field: str, value: timedelta, longest: timedelta) -> timedelta:
+        """Check how long something is to live."""
+        if not SHORTEST_LIFETIME <= value <= longest:
+            self.fault(field, f"must be from one minute to {longest.days} days")
+        return value
+
+    def page_size(self, field: str, value: int) -> int:
+        """Return how many rows a page has: 50 for 0, at most 1,000."""
+        if value < 0:
+            self.fault(field, "must not be negative")
+        return min(value, LARGEST_PAGE) if value > 0 else DEFAULT_PAGE
+
+    def mask(self, field: str, paths: Sequence[str], known: Iterable[str]) -> frozenset[str]:
+        """Check the paths of a field mask."""
+        allowed = tuple(known)
+        if not paths:
+            self.fault(field, f"is required: name some of {', '.join(allowed)}")
+        for path in paths:
+            if path not in allowed:
+                self.fault(field, f"{path[:100]!r} cannot be set; the paths are {', '.join(allowed)}")
+        return frozenset(paths)

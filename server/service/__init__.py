@@ -1,0 +1,1 @@
+"""The use cases: each method reads as load, decide, save, return."""

@@ -1,0 +1,1 @@
+"""Where the facts are kept: the contract, and Peewee behind it."""

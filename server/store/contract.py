@@ -1,0 +1,205 @@
+"""What the services may count on from a store, whatever database is behind it.
+
+The docstrings are the promise, and `tests/store/conformance.py` holds every store to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
+
+from server.domain.events import Event
+from server.domain.kinds import KeyKind
+from server.domain.model import Caller, ConnectLink, Device, Key, KeyState, Workspace
+from server.domain.revision import Revision
+
+T = TypeVar("T")
+
+
+class StoreUnavailable(Exception):  # noqa: N818 - it names a state
+    """The store could not be asked: it is away, busy, full or damaged.
+
+    Whatever was under way is rolled back, except where the connection was lost during the commit itself: then it may
+    have been committed, and a retry under the same request id finds out.
+    """
+
+
+class Duplicate(Exception):  # noqa: N818 - it names a state
+    """An entity with this id exists. The transaction goes on as if the call had not been made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in a list: after the row with this position and, among equals, this id."""
+
+    position: int
+    row_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A stretch of a list, and where the next one begins; None at the end."""
+
+    rows: tuple[T, ...]
+    next: Cursor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyFilter:
+    """Which keys to list. None and empty mean any. States are taken as of `now`."""
+
+    workspace_id: str
+    now: datetime
+    kind: KeyKind | None = None
+    state: KeyState | None = None
+    reference_id: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFilter:
+    """Which devices to list. None and empty mean any."""
+
+    workspace_id: str
+    reference_id: str | None = None
+    manufacturers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedOut:
+    """A request that was carried out under a request id: what it was, and the id of what it was about."""
+
+    caller_id: str
+    method: str
+    request_id: str
+    fingerprint: str
+    entity_id: str
+    time: datetime
+
+
+class Reader(Protocol):
+    """One consistent snapshot. Usable inside its `with` block, by the thread that opened it.
+
+    What is missing is None, or not in the mapping. Every method raises StoreUnavailable.
+    """
+
+    def head(self) -> Revision:
+        """Return the revision of the snapshot."""
+
+    def holds(self, revision: Revision) -> bool:
+        """Tell whether the snapshot's history contains this revision, nonce and epoch included."""
+
+    def workspace(self, workspace_id: str) -> Workspace | None:
+        """Return a workspace."""
+
+    def keys(self, key_ids: Collection[str]) -> Mapping[str, Key]:
+        """Return those of the keys that exist, with all their generations, oldest first."""
+
+    def devices(self, device_ids: Collection[str]) -> Mapping[str, Device]:
+        """Return those of the devices that exist, in any workspace."""
+
+    def connect_link(self, connect_link_id: str) -> ConnectLink | None:
+        """Return a Connect link."""
+
+    def caller(self, caller_id: str) -> Caller | None:
+        """Return a caller."""
+
+    def caller_of_key(self, key_id: str) -> Caller | None:
+        """Return the caller whose `svc` key has this public id."""
+
+    def carried_out(self, caller_id: str, method: str, request_id: str) -> CarriedOut | None:
+        """Return the request that was carried out under this id, if it is still remembered."""
+
+    def list_workspaces(self, after: Cursor | None, limit: int) -> Page[Workspace]:
+        """List workspaces in order of creation.
+
+        As for every list: a row that exists while all pages are read, each in a snapshot of its own, is on exactly one
+        of them, whatever is inserted, changed or removed meanwhile.
+        """
+
+    def list_keys(self, which: KeyFilter, after: Cursor | None, limit: int) -> Page[Key]:
+        """List keys in order of creation."""
+
+    def list_devices(self, which: DeviceFilter, after: Cursor | None, limit: int) -> Page[Device]:
+        """List devices in order of registration."""
+
+    def list_callers(self, after: Cursor | None, limit: int) -> Page[Caller]:
+        """List callers in order of creation."""
+
+    def list_key_events(self, key_id: str, after: Cursor | None, limit: int) -> Page[Event]:
+        """List the events whose subject is this key, oldest first."""
+
+
+class Writer(Reader, Protocol):
+    """A transaction that holds the store's one write lock, and sees its own changes.
+
+    Transactions follow one another: what a writer has read stays true until it commits. Each method that changes
+    something also notes it in the change log, so nothing can be changed without a trace.
+    """
+
+    @property
+    def revision(self) -> Revision:
+        """The revision this transaction commits as; once it has ended without a change, the one it began from."""
+
+    def add_workspace(self, workspace: Workspace) -> None:
+        """Insert. Raises Duplicate."""
+
+    def replace_workspace(self, workspace: Workspace) -> None:
+        """Store the new state of a workspace that was read in this transaction."""
+
+    def add_key(self, key: Key) -> None:
+        """Insert a key with its generations and labels. Raises Duplicate."""
+
+    def replace_key(self, key: Key) -> None:
+        """Store the new state of a key that was read in this transaction.
+
+        Generations may change and be added, never removed.
+        """
+
+    def put_devices(self, devices: Sequence[Device]) -> None:
+        """Insert devices, or store the new state of those that exist, their owner included."""
+
+    def remove_devices(self, device_ids: Collection[str]) -> None:
+        """Delete devices that were read in this transaction."""
+
+    def add_connect_link(self, link: ConnectLink) -> None:
+        """Insert. Raises Duplicate."""
+
+    def replace_connect_link(self, link: ConnectLink) -> None:
+        """Store the new state of a link that was read in this transaction."""
+
+    def add_caller(self, caller: Caller) -> None:
+        """Insert a caller with its generations. Raises Duplicate, for the id of its key too."""
+
+    def replace_caller(self, caller: Caller) -> None:
+        """Store the new state of a caller that was read in this transaction."""
+
+    def record(self, events: Iterable[Event]) -> None:
+        """Append to the event log, in order. Their ids are larger than all before."""
+
+    def remember(self, request: CarriedOut, forget_before: datetime) -> None:
+        """Remember a request id, and forget those carried out before an instant."""
+
+
+class Store(Protocol):
+    """The facts of this service. Safe for use by many threads and many processes at once."""
+
+    def read(self) -> AbstractContextManager[Reader]:
+        """Open a snapshot. Raises StoreUnavailable."""
+
+    def write(self) -> AbstractContextManager[Writer]:
+        """Take the write lock and open a transaction.
+
+        It commits when the block ends, durably before `with` returns; an exception in the block rolls it back and
+        passes on. A transaction that changed nothing leaves no trace, not even a revision. Raises StoreUnavailable,
+        after some seconds where another writer keeps the lock.
+        """
+
+    def ping(self) -> None:
+        """Make sure that the store can be asked. Raises StoreUnavailable."""
+
+    def close(self) -> None:
+        """Let go of all connections."""

@@ -1,0 +1,48 @@
+"""Columns for the values of the domain."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from peewee import BigIntegerField, TextField
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class InstantField(BigIntegerField):
+    """An instant, as microseconds since 1970 UTC: exact, ordered, and the same on every database."""
+
+    def db_value(self, value: datetime | None) -> int | None:
+        """Return the column's value."""
+        return None if value is None else (value - _EPOCH) // _MICROSECOND
+
+    def python_value(self, value: int | None) -> datetime | None:
+        """Return the domain's value."""
+        return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+
+class DurationField(BigIntegerField):
+    """A length of time, as microseconds."""
+
+    def db_value(self, value: timedelta | None) -> int | None:
+        """Return the column's value."""
+        return None if value is None else value // _MICROSECOND
+
+    def python_value(self, value: int | None) -> timedelta | None:
+        """Return the domain's value."""
+        return None if value is None else timedelta(microseconds=value)
+
+
+class JsonField(TextField):
+    """JSON in a text column: it is kept and returned, never searched."""
+
+    def db_value(self, value: Any) -> str | None:
+        """Return the column's value."""
+        return None if value is None else json.dumps(value, separators=(",", ":"), sort_keys=True)
+
+    def python_value(self, value: str | None) -> Any:
+        """Return the domain's value."""
+        return None if value is None else json.loads(value)

@@ -1,0 +1,416 @@
+"""The store on Peewee, for any engine."""
+
+from __future__ import annotations
+
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+from functools import reduce
+from operator import and_
+from typing import Any, Protocol, TypeVar
+from uuid import UUID
+
+import peewee
+
+from server.domain.events import Event
+from server.domain.model import Caller, ConnectLink, Device, Key, KeyState, Workspace
+from server.domain.revision import Revision
+from server.store import rows, tables
+from server.store.contract import CarriedOut, Cursor, DeviceFilter, Duplicate, KeyFilter, Page, Reader, Writer
+
+T = TypeVar("T")
+
+# Rows that one INSERT carries: the narrowest limit of the databases is on the number of values in a statement.
+_ROWS_A_STATEMENT = 500
+
+
+class Engine(Protocol):
+    """The connections and transactions of one kind of database."""
+
+    def reading(self) -> AbstractContextManager[peewee.Database]:
+        """Open a snapshot."""
+
+    def writing(self) -> AbstractContextManager[peewee.Database]:
+        """Take the write lock and open a transaction, which is rolled back unless the block commits it."""
+
+    def migrating(self) -> AbstractContextManager[peewee.Database]:
+        """Keep everybody else out, and commit when the block ends."""
+
+    def close(self) -> None:
+        """Let go of connections."""
+
+
+class PeeweeStore:
+    """The contract of `server.store.contract`, kept with Peewee."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        """Open a snapshot."""
+        with self._engine.reading() as database:
+            yield PeeweeReader(database)
+
+    @contextmanager
+    def write(self) -> Iterator[Writer]:
+        """Take the write lock and open a transaction."""
+        with self._engine.writing() as database:
+            writer = PeeweeWriter(database)
+            yield writer
+            if writer.finish():
+                database.commit()
+
+    def ping(self) -> None:
+        """Make sure that the store can be asked."""
+        with self.read() as reader:
+            reader.head()
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._engine.close()
+
+
+class PeeweeReader:
+    """The queries, in a transaction that is open."""
+
+    def __init__(self, database: peewee.Database) -> None:
+        self._database = database
+
+    def head(self) -> Revision:
+        """Return the revision of the snapshot."""
+        row = self._first(tables.Revision.select())
+        if row is None:
+            raise peewee.OperationalError("the revision row is missing")
+        return _to_revision(row)
+
+    def holds(self, revision: Revision) -> bool:
+        """Tell whether the snapshot's history contains this revision."""
+        head = self.head()
+        if revision.epoch != head.epoch or revision.number > head.number:
+            return False
+        if revision.number == head.number:
+            return revision.nonce == head.nonce
+        change = self._first(
+            tables.Change.select().where(
+                (tables.Change.revision == revision.number) & (tables.Change.nonce == revision.nonce)
+            )
+        )
+        return change is not None
+
+    def workspace(self, workspace_id: str) -> Workspace | None:
+        """Return a workspace."""
+        row = self._first(tables.Workspace.select().where(tables.Workspace.workspace_id == workspace_id))
+        return None if row is None else rows.to_workspace(row)
+
+    def keys(self, key_ids: Collection[str]) -> Mapping[str, Key]:
+        """Return those of the keys that exist."""
+        found = self._rows(tables.Key.select().where(tables.Key.key_id.in_(list(key_ids))))
+        return {key.key_id: key for key in self._to_keys(found)}
+
+    def devices(self, device_ids: Collection[str]) -> Mapping[str, Device]:
+        """Return those of the devices that exist."""
+        found = self._rows(tables.Device.select().where(tables.Device.device_id.in_(list(device_ids))))
+        return {row["device_id"]: rows.to_device(row) for row in found}
+
+    def connect_link(self, connect_link_id: str) -> ConnectLink | None:
+        """Return a Connect link."""
+        row = self._first(tables.ConnectLink.select().where(tables.ConnectLink.connect_link_id == connect_link_id))
+        return None if row is None else rows.to_connect_link(row)
+
+    def caller(self, caller_id: str) -> Caller | None:
+        """Return a caller."""
+        return self._caller(tables.Caller.caller_id == caller_id)
+
+    def caller_of_key(self, key_id: str) -> Caller | None:
+        """Return the caller with this key."""
+        return self._caller(tables.Caller.key_id == key_id)
+
+    def carried_out(self, caller_id: str, method: str, request_id: str) -> CarriedOut | None:
+        """Return the request that was carried out under this id."""
+        row = self._first(
+            tables.Request.select().where(
+                (tables.Request.caller_id == caller_id)
+                & (tables.Request.method == method)
+                & (tables.Request.request_id == request_id)
+            )
+        )
+        return None if row is None else CarriedOut(**row)
+
+    def list_workspaces(self, after: Cursor | None, limit: int) -> Page[Workspace]:
+        """List workspaces."""
+        table = tables.Workspace
+        return self._page(
+            table.select(), (table.create_revision, table.workspace_id), after, limit, _each(rows.to_workspace)
+        )
+
+    def list_keys(self, which: KeyFilter, after: Cursor | None, limit: int) -> Page[Key]:
+        """List keys."""
+        table = tables.Key
+        wanted = [table.workspace_id == which.workspace_id]
+        if which.kind is not None:
+            wanted.append(table.kind == which.kind.value)
+        if which.state is not None:
+            wanted.append(_in_state(which.state, which.now))
+        if which.reference_id is not None:
+            wanted.append(table.reference_id == which.reference_id)
+        for name, value in sorted(which.labels.items()):
+            label = tables.KeyLabel
+            labelled = label.select(label.key_id).where((label.name == name) & (label.value == value))
+            wanted.append(table.key_id.in_(labelled))
+        query = table.select().where(reduce(and_, wanted))
+        return self._page(query, (table.create_revision, table.key_id), after, limit, self._to_keys)
+
+    def list_devices(self, which: DeviceFilter, after: Cursor | None, limit: int) -> Page[Device]:
+        """List devices."""
+        table = tables.Device
+        wanted = [table.workspace_id == which.workspace_id]
+        if which.reference_id is not None:
+            wanted.append(table.reference_id == which.reference_id)
+        if which.manufacturers:
+            wanted.append(table.manufacturer.in_(sorted(which.manufacturers)))
+        query = table.select().where(reduce(and_, wanted))
+        return self._page(query, (table.create_revision, table.device_id), after, limit, _each(rows.to_device))
+
+    def list_callers(self, after: Cursor | None, limit: int) -> Page[Caller]:
+        """List callers."""
+        table = tables.Caller
+        return self._page(table.select(), (table.create_revision, table.caller_id), after, limit, self._to_callers)
+
+    def list_key_events(self, key_id: str, after: Cursor | None, limit: int) -> Page[Event]:
+        """List the events of a key."""
+        table = tables.Event
+        query = table.select().where((table.subject_kind == "key") & (table.subject_id == key_id))
+        return self._page(query, (table.event_id, table.subject_id), after, limit, _each(rows.to_event))
+
+    def _rows(self, query: Any) -> list[dict[str, Any]]:
+        return list(query.dicts().execute(self._database))
+
+    def _first(self, query: Any) -> dict[str, Any] | None:
+        return next(iter(self._rows(query.limit(1))), None)
+
+    def _page(
+        self,
+        query: Any,
+        order: tuple[peewee.Field, peewee.Field],
+        after: Cursor | None,
+        limit: int,
+        convert: Callable[[list[dict[str, Any]]], list[T]],
+    ) -> Page[T]:
+        """Read a stretch of a list by its keys, never by counting, so that insertions shift nothing."""
+        position, row_id = order
+        if after is not None:
+            query = query.where((position > after.position) | ((position == after.position) & (row_id > after.row_id)))
+        found = self._rows(query.order_by(position, row_id).limit(limit + 1))
+        following = None
+        if len(found) > limit:
+            last = found[limit - 1]
+            following = Cursor(last[position.name], last[row_id.name])
+        return Page(tuple(convert(found[:limit])), following)
+
+    def _to_keys(self, found: list[dict[str, Any]]) -> list[Key]:
+        key_ids = [row["key_id"] for row in found]
+        generations = self._generations(tables.KeyGeneration, key_ids)
+        labels: dict[str, dict[str, str]] = defaultdict(dict)
+        if key_ids:
+            for row in self._rows(tables.KeyLabel.select().where(tables.KeyLabel.key_id.in_(key_ids))):
+                labels[row["key_id"]][row["name"]] = row["value"]
+        return [rows.to_key(row, generations[row["key_id"]], labels[row["key_id"]]) for row in found]
+
+    def _to_callers(self, found: list[dict[str, Any]]) -> list[Caller]:
+        generations = self._generations(tables.CallerGeneration, [row["key_id"] for row in found])
+        return [rows.to_caller(row, generations[row["key_id"]]) for row in found]
+
+    def _generations(self, table: Any, key_ids: list[str]) -> Mapping[str, list[dict[str, Any]]]:
+        """Return the generations of each key, oldest first."""
+        by_key: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        if key_ids:
+            for row in self._rows(table.select().where(table.key_id.in_(key_ids)).order_by(table.number)):
+                by_key[row["key_id"]].append(row)
+        return by_key
+
+    def _caller(self, condition: Any) -> Caller | None:
+        return next(iter(self._to_callers(self._rows(tables.Caller.select().where(condition)))), None)
+
+
+class PeeweeWriter(PeeweeReader):
+    """The changes. Every one of them notes what it touched, and `finish` writes that down (CONSISTENCY rule 1)."""
+
+    def __init__(self, database: peewee.Database) -> None:
+        super().__init__(database)
+        self._before = self.head()
+        self._after = Revision(self._before.epoch, self._before.number + 1, secrets.randbits(63))
+        self._touched: dict[tuple[str, str], None] = {}
+        self._ended_unchanged = False
+
+    @property
+    def revision(self) -> Revision:
+        """The revision that this transaction commits as."""
+        return self._before if self._ended_unchanged else self._after
+
+    def finish(self) -> bool:
+        """Move the head on and write the change log, unless nothing was changed. Tell whether there is any change."""
+        if not self._touched:
+            self._ended_unchanged = True
+            return False
+        after = self._after
+        tables.Revision.update(number=after.number, nonce=after.nonce).execute(self._database)
+        self._insert(
+            tables.Change,
+            [
+                {"revision": after.number, "nonce": after.nonce, "entity_kind": kind, "entity_id": entity_id}
+                for kind, entity_id in self._touched
+            ],
+        )
+        return True
+
+    def add_workspace(self, workspace: Workspace) -> None:
+        """Insert a workspace."""
+        if self.workspace(workspace.workspace_id) is not None:
+            raise Duplicate
+        self._add(tables.Workspace, rows.workspace_row(workspace))
+        self._touch("workspace", workspace.workspace_id)
+
+    def replace_workspace(self, workspace: Workspace) -> None:
+        """Store the new state of a workspace."""
+        self._replace(tables.Workspace, tables.Workspace.workspace_id, rows.workspace_row(workspace))
+        self._touch("workspace", workspace.workspace_id)
+
+    def add_key(self, key: Key) -> None:
+        """Insert a key."""
+        if self.keys([key.key_id]):
+            raise Duplicate
+        self._add(tables.Key, rows.key_row(key))
+        self._put_generations(tables.KeyGeneration, key.key_id, key)
+        self._put_labels(key)
+        self._touch("key", key.key_id)
+
+    def replace_key(self, key: Key) -> None:
+        """Store the new state of a key."""
+        self._replace(tables.Key, tables.Key.key_id, rows.key_row(key))
+        self._put_generations(tables.KeyGeneration, key.key_id, key)
+        tables.KeyLabel.delete().where(tables.KeyLabel.key_id == key.key_id).execute(self._database)
+        self._put_labels(key)
+        self._touch("key", key.key_id)
+
+    def put_devices(self, devices: Sequence[Device]) -> None:
+        """Insert devices, or store their new state."""
+        table = tables.Device
+        for some in _portions([self._created(rows.device_row(device)) for device in devices]):
+            table.insert_many(some).on_conflict(
+                conflict_target=(table.device_id,),
+                preserve=(table.workspace_id, table.reference_id, table.manufacturer, table.update_time),
+            ).execute(self._database)
+        for device in devices:
+            self._touch("device", device.device_id)
+
+    def remove_devices(self, device_ids: Collection[str]) -> None:
+        """Delete devices."""
+        tables.Device.delete().where(tables.Device.device_id.in_(list(device_ids))).execute(self._database)
+        for device_id in device_ids:
+            self._touch("device", device_id)
+
+    def add_connect_link(self, link: ConnectLink) -> None:
+        """Insert a Connect link."""
+        if self.connect_link(link.connect_link_id) is not None:
+            raise Duplicate
+        self._insert(tables.ConnectLink, [rows.connect_link_row(link)])
+        self._touch("connect_link", link.connect_link_id)
+
+    def replace_connect_link(self, link: ConnectLink) -> None:
+        """Store the new state of a Connect link."""
+        self._replace(tables.ConnectLink, tables.ConnectLink.connect_link_id, rows.connect_link_row(link))
+        self._touch("connect_link", link.connect_link_id)
+
+    def add_caller(self, caller: Caller) -> None:
+        """Insert a caller."""
+        if self.caller(caller.caller_id) is not None or self.caller_of_key(caller.key_id) is not None:
+            raise Duplicate
+        self._add(tables.Caller, rows.caller_row(caller))
+        self._put_generations(tables.CallerGeneration, caller.key_id, caller)
+        self._touch("caller", caller.key_id)
+
+    def replace_caller(self, caller: Caller) -> None:
+        """Store the new state of a caller."""
+        self._replace(tables.Caller, tables.Caller.caller_id, rows.caller_row(caller))
+        self._put_generations(tables.CallerGeneration, caller.key_id, caller)
+        self._touch("caller", caller.key_id)
+
+    def record(self, events: Iterable[Event]) -> None:
+        """Append to the event log."""
+        self._insert(tables.Event, [rows.event_row(event) | {"revision": self._after.number} for event in events])
+
+    def remember(self, request: CarriedOut, forget_before: datetime) -> None:
+        """Remember a request id."""
+        tables.Request.delete().where(tables.Request.time < forget_before).execute(self._database)
+        self._insert(
+            tables.Request,
+            [
+                {
+                    "caller_id": request.caller_id,
+                    "method": request.method,
+                    "request_id": request.request_id,
+                    "fingerprint": request.fingerprint,
+                    "entity_id": request.entity_id,
+                    "time": request.time,
+                }
+            ],
+        )
+        self._touch("request", request.request_id)
+
+    def _touch(self, kind: str, entity_id: str) -> None:
+        self._touched[kind, entity_id] = None
+
+    def _created(self, row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"create_revision": self._after.number}
+
+    def _add(self, table: Any, row: dict[str, Any]) -> None:
+        self._insert(table, [self._created(row)])
+
+    def _insert(self, table: Any, new: list[dict[str, Any]]) -> None:
+        for some in _portions(new):
+            table.insert_many(some).execute(self._database)
+
+    def _replace(self, table: Any, key: peewee.Field, row: dict[str, Any]) -> None:
+        changed = table.update(row).where(key == row[key.name]).execute(self._database)
+        if changed != 1:
+            raise LookupError(f"{table._meta.table_name} to be replaced was not read in this transaction")  # noqa: SLF001
+
+    def _put_generations(self, table: Any, key_id: str, owner: Key | Caller) -> None:
+        # In order: the secret that was in force retires before the next one takes its place, as the schema demands.
+        for generation in owner.generations:
+            table.insert(rows.generation_row(key_id, generation)).on_conflict(
+                conflict_target=(table.key_id, table.number),
+                preserve=(table.pepper_id, table.digest, table.retire_time),
+            ).execute(self._database)
+
+    def _put_labels(self, key: Key) -> None:
+        self._insert(
+            tables.KeyLabel,
+            [{"key_id": key.key_id, "name": name, "value": value} for name, value in key.labels.items()],
+        )
+
+
+def _to_revision(row: Mapping[str, Any]) -> Revision:
+    return Revision(UUID(row["epoch"]), row["number"], row["nonce"])
+
+
+def _in_state(state: KeyState, now: datetime) -> Any:
+    table = tables.Key
+    active = table.state == KeyState.ACTIVE.value
+    if state is KeyState.EXPIRED:
+        return active & (table.expire_time <= now)
+    if state is KeyState.ACTIVE:
+        return active & (table.expire_time.is_null() | (table.expire_time > now))
+    return table.state == state.value
+
+
+def _each(convert: Callable[[Mapping[str, Any]], T]) -> Callable[[list[dict[str, Any]]], list[T]]:
+    return lambda found: [convert(row) for row in found]
+
+
+def _portions(many: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    for start in range(0, len(many), _ROWS_A_STATEMENT):
+        yield many[start : start + _ROWS_A_STATEMENT]

@@ -1,0 +1,1 @@
+"""gRPC: everything between the socket and the services."""
