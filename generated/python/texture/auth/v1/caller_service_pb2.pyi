@@ -322,7 +322,7 @@ class RotateCallerKeyResponse(_message.Message):
 
     @_builtins.property
     def propagation(self) -> _propagation_pb2.Propagation:
-        """How far the retirement of a secret that ended at once had reached; unset where an overlap runs."""
+        """How far the change had reached. Only the retirement of a secret that ends at once waits."""
 
     def __init__(
         self,

@@ -365,7 +365,7 @@ class UpdateKeyResponse(_message.Message):
 
     @_builtins.property
     def propagation(self) -> _propagation_pb2.Propagation:
-        """How far a change that narrows had reached; unset for any other."""
+        """How far the change had reached. Only a change that narrows waits."""
 
     def __init__(
         self,
@@ -588,7 +588,7 @@ class RotateKeyResponse(_message.Message):
 
     @_builtins.property
     def propagation(self) -> _propagation_pb2.Propagation:
-        """How far the retirement of a secret that ended at once had reached; unset where an overlap runs."""
+        """How far the change had reached. Only the retirement of a secret that ends at once waits."""
 
     def __init__(
         self,

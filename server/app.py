@@ -1,0 +1,230 @@
+"""The composition root: the one place that knows every layer."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import structlog
+
+from server.domain.errors import ErrorReason, Refusal
+from server.domain.kinds import Role
+from server.domain.lifecycle import Rotation
+from server.domain.peppers import Peppers
+from server.service.base import Call, Clock, Resources
+from server.service.callers import CallerService
+from server.settings import PREFIX, Settings
+from server.store import schema
+from server.store.peewee_store import PeeweeStore
+from server.store.sqlite import SqliteEngine
+from server.wire.server import GrpcServer, Tls
+
+DEVELOPMENT_CALLER = "dev-operator"
+# Who is named in events for what is done on the database itself.
+BOOTSTRAP_CALLER = "bootstrap"
+
+_log = structlog.get_logger("texture_auth")
+
+
+class StartRefused(Exception):  # noqa: N818 - it names a state
+    """The server must not start like this; the message says what to do."""
+
+
+def system_clock() -> datetime:
+    """Return the time."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """The store of the settings, and the engine below it."""
+
+    engine: SqliteEngine
+    store: PeeweeStore
+
+
+def open_database(settings: Settings) -> Database:
+    """Return the store of the settings. Nothing is opened before it is used."""
+    engine = SqliteEngine(settings.database_path)
+    return Database(engine, PeeweeStore(engine))
+
+
+def migrate(settings: Settings) -> tuple[str, ...]:
+    """Bring the store's tables up to this release, making the store if there is none; return what was applied.
+
+    Raises StoreUnavailable; StartRefused where a newer release has been at it.
+    """
+    engine = open_database(settings).engine
+    engine.create()
+    try:
+        _refuse_newer(schema.inspect(engine))
+        return schema.migrate(engine)
+    finally:
+        engine.close()
+
+
+def load_peppers(settings: Settings) -> Peppers:
+    """Return the peppers of the settings; in development, made on first use. Raises StartRefused."""
+    name, text = f"{PREFIX}PEPPERS", None
+    if settings.peppers is not None:
+        text = settings.peppers.get_secret_value()
+    else:
+        name = f"{PREFIX}PEPPERS_FILE"
+        path = settings.peppers_file
+        if path is None:
+            if not settings.development:
+                raise StartRefused(f"{name}: is needed, or {PREFIX}PEPPERS, except in development")
+            path = settings.database_path.with_name("peppers")
+            if not path.exists():
+                _write_secret(path, f"dev {secrets.token_hex(32)}\n")
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartRefused(f"{name}: cannot be read: {getattr(error, 'strerror', error.__class__)}") from None
+    try:
+        return Peppers.parse(text)
+    except ValueError as error:
+        raise StartRefused(f"{name}: {error}") from None
+
+
+def bootstrap(settings: Settings, caller_id: str) -> str:
+    """Make an operator on the database itself, and return its key.
+
+    Raises StartRefused for an old or newer schema, Refusal (FIELD_INVALID, CALLER_EXISTS), StoreUnavailable.
+    """
+    database = open_database(settings)
+    try:
+        _refuse_other_schema(database.engine)
+        callers = CallerService(Resources(database.store, load_peppers(settings), system_clock))
+        call = Call(caller_id=BOOTSTRAP_CALLER, method=BOOTSTRAP_CALLER)
+        return callers.create_caller(call, caller_id, "", [Role.OPERATOR]).value.secret
+    finally:
+        database.store.close()
+
+
+class App:
+    """A server with its store, ready to start."""
+
+    def __init__(self, settings: Settings, clock: Clock = system_clock) -> None:
+        """Open the store and make sure that it may be served.
+
+        Raises StartRefused, with what to do; StoreUnavailable.
+        """
+        self._settings = settings
+        self._tls = _tls(settings)
+        self._database = open_database(settings)
+        if settings.development:
+            for name in migrate(settings):
+                _log.info("migrated", migration=name)
+        _refuse_other_schema(self._database.engine)
+        self._resources = Resources(self._database.store, load_peppers(settings), clock)
+        self._server = GrpcServer(self._resources, settings.threads, open_reflection=settings.development)
+        self.operator_key_file = self._development_operator() if settings.development else None
+
+    def start(self) -> int:
+        """Listen, and return the port. Raises AddressTaken."""
+        return self._server.start(self._settings.listen, self._tls)
+
+    def run_until_signalled(self) -> int:
+        """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once. Return the exit code.
+
+        To be called from the main thread, after `start`.
+        """
+        signals = Signals()
+        signals.first.wait()
+        _log.info("draining", seconds=self._settings.drain_seconds)
+        wait = self.drain()
+        while not wait(0.05):
+            if signals.second.is_set():
+                _log.warning("stopped at once")
+                self._server.stop_now()
+                return 1
+        self._database.store.close()
+        _log.info("stopped")
+        return 0
+
+    def drain(self) -> Callable[[float | None], bool]:
+        """Refuse new calls and let those in flight finish; the returned function waits and tells whether it is over."""
+        return self._server.drain(self._settings.drain_seconds)
+
+    def stop(self) -> None:
+        """Stop at once and let go of everything."""
+        self._server.stop_now()
+        self._database.store.close()
+
+    def _development_operator(self) -> Path:
+        """Return the file with the key of the development operator, making or renewing the key where there is none."""
+        path = self._settings.database_path.with_name("operator.key")
+        callers = CallerService(self._resources)
+        if path.exists():
+            try:
+                callers.authenticate(path.read_text("utf-8").strip())
+            except Refusal:
+                pass  # of another database: renewed below
+            else:
+                return path
+        call = Call(caller_id=BOOTSTRAP_CALLER, method=BOOTSTRAP_CALLER)
+        try:
+            key = callers.create_caller(call, DEVELOPMENT_CALLER, "", [Role.OPERATOR]).value.secret
+        except Refusal as refusal:
+            if refusal.reason is not ErrorReason.CALLER_EXISTS:
+                raise
+            key = callers.rotate_caller_key(call, DEVELOPMENT_CALLER, Rotation(force=True)).value.secret
+        _write_secret(path, key + "\n")
+        return path
+
+
+class Signals:
+    """Remembers the first and the second request to stop."""
+
+    def __init__(self) -> None:
+        self.first = threading.Event()
+        self.second = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
+def _tls(settings: Settings) -> Tls | None:
+    """Return the certificate to serve with, None for plain text where that was asked for by name."""
+    if settings.tls_certificate is not None and settings.tls_private_key is not None:
+        try:
+            return Tls(settings.tls_certificate.read_bytes(), settings.tls_private_key.read_bytes())
+        except OSError as error:
+            raise StartRefused(f"{PREFIX}TLS_CERTIFICATE: {error.filename}: {error.strerror}") from None
+    if settings.development or settings.insecure_plaintext:
+        return None
+    raise StartRefused(
+        f"{PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_PRIVATE_KEY are needed: keys must not cross a network in plain text. "
+        "Where something else protects the connection, say so with --insecure-plaintext; to try things out, use "
+        "--development"
+    )
+
+
+def _refuse_other_schema(engine: SqliteEngine) -> None:
+    state = schema.inspect(engine)
+    _refuse_newer(state)
+    if state.pending:
+        raise StartRefused(f"the database lacks {', '.join(state.pending)}: run 'texture-auth migrate' first")
+
+
+def _refuse_newer(state: schema.SchemaState) -> None:
+    if state.unknown:
+        names = ", ".join(state.unknown)
+        raise StartRefused(f"the database was migrated by a newer release ({names}): run that release")
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Write a file that its owner alone may read."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)

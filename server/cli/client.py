@@ -1,0 +1,154 @@
+"""The command line as a caller: its connection, its credential, and what becomes of errors."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import click
+import grpc
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+REFUSED = 1
+DENIED = 3
+UNAVAILABLE = 4
+NOT_ADMITTED = 5
+
+EXIT_CODES = """
+Exit codes: 0 done, or allowed; 1 refused; 2 wrong usage; 3 denied (authorize); 4 the service cannot be reached or
+cannot answer; 5 the caller's credential is missing or unknown, or lacks the role.
+"""
+
+_EXIT_BY_CODE = {
+    grpc.StatusCode.UNAVAILABLE: UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: UNAVAILABLE,
+    grpc.StatusCode.INTERNAL: UNAVAILABLE,
+    grpc.StatusCode.UNAUTHENTICATED: NOT_ADMITTED,
+}
+
+Reply = TypeVar("Reply")
+Reply_co = TypeVar("Reply_co", covariant=True)
+
+
+class Method(Protocol[Reply_co]):
+    """An RPC of a stub."""
+
+    def __call__(self, request: Any, *, timeout: float, metadata: Any) -> Reply_co:
+        """Call it."""
+
+
+@dataclass(slots=True)
+class Client:
+    """One channel, opened when it is first needed."""
+
+    address: str
+    caller_key_file: Path | None
+    tls_ca: Path | None
+    insecure_plaintext: bool
+    timeout: float
+    _channel: grpc.Channel | None = field(default=None, repr=False)
+
+    @property
+    def channel(self) -> grpc.Channel:
+        """The channel. Plain text only to loopback, or where it was asked for by name."""
+        if self._channel is None:
+            if self.tls_ca is not None:
+                credentials = grpc.ssl_channel_credentials(self.tls_ca.read_bytes())
+                self._channel = grpc.secure_channel(self.address, credentials)
+            elif self.insecure_plaintext or _is_loopback(self.address):
+                self._channel = grpc.insecure_channel(self.address)
+            else:
+                self._channel = grpc.secure_channel(self.address, grpc.ssl_channel_credentials())
+        return self._channel
+
+    def call(self, method: Method[Reply], request: Message) -> Reply:
+        """Call an RPC; on an error, explain it on standard error and end with its exit code."""
+        try:
+            return method(request, timeout=self.timeout, metadata=(("authorization", f"Bearer {self._caller_key()}"),))
+        except grpc.RpcError as error:
+            explain(error)
+
+    def _caller_key(self) -> str:
+        """Return the caller's own key: from a file or from the environment, never from the arguments."""
+        key = os.environ.get("TEXTURE_AUTH_CALLER_KEY", "")
+        if self.caller_key_file is not None:
+            try:
+                key = self.caller_key_file.read_text("utf-8")
+            except OSError as error:
+                fail(f"--caller-key-file: {error.filename}: {error.strerror}", NOT_ADMITTED)
+        if not key.strip():
+            fail(
+                "no credential: set TEXTURE_AUTH_CALLER_KEY or TEXTURE_AUTH_CALLER_KEY_FILE to the svc key of a caller",
+                NOT_ADMITTED,
+            )
+        if not key.strip().isascii():
+            fail("the caller's key is not a svc key", NOT_ADMITTED)
+        return key.strip()
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End with a message on standard error."""
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def explain(error: grpc.RpcError) -> NoReturn:
+    """Say what an error means, with its reason and the fields at fault, and end."""
+    if not isinstance(error, grpc.Call):  # pragma: no cover - every RpcError of a stub is one
+        raise error
+    code = error.code()
+    reason = code.name
+    message = error.details() or ""
+    lines: list[str] = []
+    status = rpc_status.from_call(error)
+    for packed in () if status is None else status.details:
+        info = error_details_pb2.ErrorInfo()
+        bad_request = error_details_pb2.BadRequest()
+        if packed.Unpack(info):
+            reason = info.reason
+            lines += [f"  {name}: {value}" for name, value in sorted(info.metadata.items())]
+        elif packed.Unpack(bad_request):
+            message = "the request is not as it should be"
+            lines += [
+                f"  {violation.field or 'message'}: {violation.description}"
+                for violation in bad_request.field_violations
+            ]
+    exit_code = _EXIT_BY_CODE.get(code, REFUSED)
+    if reason == "CALLER_ROLE_MISSING":
+        exit_code = NOT_ADMITTED
+    fail("\n".join([f"{reason}: {message}", *lines]), exit_code)
+
+
+def read_secret(what: str) -> str:
+    """Read a key or token from standard input, or from a prompt that shows nothing; never from the arguments."""
+    if sys.stdin.isatty():
+        return str(click.prompt(what, hide_input=True, err=True, default="", show_default=False)).strip()
+    return sys.stdin.read().strip()
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def client_command(group: click.Group, name: str | None = None) -> Callable[[Callable[..., None]], click.Command]:
+    """Add a command that takes the client, and `--json` for scripts."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        wrapped = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(function)
+        return group.command(name)(click.pass_obj(wrapped))
+
+    return decorate

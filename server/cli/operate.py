@@ -1,0 +1,145 @@
+"""serve, migrate, bootstrap: what works on the server's own settings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from server import app, logs
+from server.cli.client import REFUSED, UNAVAILABLE, fail
+from server.domain.errors import Refusal
+from server.settings import Settings, SettingsInvalid, load
+from server.store.contract import StoreUnavailable
+from server.wire.server import AddressTaken
+
+_FLAGS: dict[str, Any] = {
+    "database": None,
+    "listen": None,
+    "development": bool,
+    "peppers_file": click.Path(path_type=Path),
+    "tls_certificate": click.Path(path_type=Path),
+    "tls_private_key": click.Path(path_type=Path),
+    "insecure_plaintext": bool,
+    "threads": int,
+    "drain_seconds": float,
+    "log_format": click.Choice(["json", "console"]),
+    "log_level": click.Choice(["debug", "info", "warning", "error"]),
+}
+
+_STORE_FLAGS = ("database", "development", "peppers_file")
+
+
+def _settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the flags of some settings; their help is the settings' own description."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name in reversed(names):
+            kind = _FLAGS[name]
+            help_text = f"{Settings.model_fields[name].description} [env: TEXTURE_AUTH_{name.upper()}]"
+            flag = f"--{name.replace('_', '-')}"
+            if kind is bool:
+                function = click.option(flag, is_flag=True, default=None, help=help_text)(function)
+            else:
+                function = click.option(flag, type=kind, help=help_text)(function)
+        return function
+
+    return decorate
+
+
+def _load(**flags: Any) -> Settings:
+    try:
+        return load(**flags)
+    except SettingsInvalid as error:
+        fail(str(error), REFUSED)
+
+
+@click.command()
+@_settings_options(*_FLAGS)
+def serve(**flags: Any) -> None:
+    """Serve until SIGTERM or SIGINT; a second one stops at once."""
+    settings = _load(**flags)
+    logs.configure(settings.log_format or ("console" if settings.development else "json"), settings.log_level)
+    try:
+        running = app.App(settings)
+        port = running.start()
+    except (app.StartRefused, AddressTaken, Refusal) as error:
+        fail(str(error), REFUSED)
+    except StoreUnavailable as error:
+        fail(
+            f"the database {settings.database} cannot be asked: {error}; 'texture-auth migrate' makes a new one",
+            UNAVAILABLE,
+        )
+    address = f"{settings.listen.rpartition(':')[0]}:{port}"
+    if running.operator_key_file is not None:
+        click.echo(_next_steps(address, settings, running.operator_key_file))
+    else:
+        click.echo(f"texture-auth is serving on {address}", err=True)
+    sys.exit(running.run_until_signalled())
+
+
+@click.command()
+@_settings_options("database")
+def migrate(**flags: Any) -> None:
+    """Bring the database's tables up to this release, making the database if there is none."""
+    settings = _load(**flags)
+    try:
+        applied = app.migrate(settings)
+    except app.StartRefused as error:
+        fail(str(error), REFUSED)
+    except StoreUnavailable as error:
+        fail(f"the database {settings.database} cannot be asked: {error}", UNAVAILABLE)
+    for name in applied:
+        click.echo(f"applied {name}")
+    if not applied:
+        click.echo("nothing to do")
+
+
+@click.command()
+@click.argument("caller_id", default="operator")
+@_settings_options(*_STORE_FLAGS)
+def bootstrap(caller_id: str, **flags: Any) -> None:
+    """Make the first operator, on the database itself, and print its key to standard output."""
+    settings = _load(**flags)
+    try:
+        key = app.bootstrap(settings, caller_id)
+    except (app.StartRefused, Refusal) as error:
+        fail(str(error), REFUSED)
+    except StoreUnavailable as error:
+        fail(f"the database {settings.database} cannot be asked: {error}", UNAVAILABLE)
+    click.echo(f"{caller_id} may call everything. Its key, shown once and kept nowhere:", err=True)
+    click.echo(key)
+
+
+def _next_steps(address: str, settings: Settings, operator_key_file: Path) -> str:
+    """Return what a newcomer can paste into a second terminal."""
+    command = Path(sys.argv[0])
+    folder = command.parent if command.name == "texture-auth" else Path(sys.executable).parent
+    where = "" if address == "127.0.0.1:50051" else f"\n  export TEXTURE_AUTH_ADDRESS={address}"
+    return f"""
+Texture Auth is serving on {address}, with its data in {settings.database_path}. Ctrl-C stops it.
+
+In a second terminal, in this directory:
+
+  export PATH="{folder.absolute()}:$PATH"
+  export TEXTURE_AUTH_CALLER_KEY="$(cat {operator_key_file})"{where}
+
+  texture-auth workspaces create acme --display-name "Acme Energy" --environment sandbox
+  texture-auth devices register acme home-battery-1 --reference-id user-1 --manufacturer acme
+  KEY="$(texture-auth keys create acme --kind server --display-name "Backend" --only-key)"
+
+  echo "$KEY" | texture-auth authorize devices:read home-battery-1
+  echo "$KEY" | texture-auth keys lookup
+
+The same questions with grpcurl:
+
+  grpcurl -plaintext {address} list
+  printf '{{"api_key":"%s","permission":"devices:read","device_id":"home-battery-1"}}' "$KEY" |
+    grpcurl -plaintext -expand-headers -H 'authorization: Bearer ${{TEXTURE_AUTH_CALLER_KEY}}' -d @ \\
+    {address} texture.auth.v1.AuthorizeService/Authorize
+
+'make demo' plays the whole story; 'texture-auth --help' lists the commands.
+"""

@@ -1,0 +1,74 @@
+"""The command and its groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from server.cli.authorize import authorize
+from server.cli.callers import callers
+from server.cli.client import EXIT_CODES, Client
+from server.cli.devices import devices
+from server.cli.keys import keys
+from server.cli.links import links
+from server.cli.operate import bootstrap, migrate, serve
+from server.cli.workspaces import workspaces
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--address",
+    envvar="TEXTURE_AUTH_ADDRESS",
+    default="127.0.0.1:50051",
+    show_default=True,
+    show_envvar=True,
+    help="HOST:PORT of the service.",
+)
+@click.option(
+    "--caller-key-file",
+    envvar="TEXTURE_AUTH_CALLER_KEY_FILE",
+    type=click.Path(path_type=Path),
+    show_envvar=True,
+    help="A file with the svc key to call with; or give the key itself in TEXTURE_AUTH_CALLER_KEY.",
+)
+@click.option(
+    "--tls-ca",
+    envvar="TEXTURE_AUTH_TLS_CA",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    show_envvar=True,
+    help="Trust this certificate authority (PEM) and no other.",
+)
+@click.option(
+    "--insecure-plaintext",
+    is_flag=True,
+    envvar="TEXTURE_AUTH_CLIENT_PLAINTEXT",
+    help="Call without TLS. Needs not be said for loopback.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.001),
+    default=10.0,
+    show_default=True,
+    help="Seconds to wait for an answer.",
+)
+@click.version_option(package_name="texture-auth")
+@click.pass_context
+def root(
+    ctx: click.Context,
+    address: str,
+    caller_key_file: Path | None,
+    tls_ca: Path | None,
+    insecure_plaintext: bool,
+    timeout: float,
+) -> None:
+    """Texture Auth: may the holder of this API key act on this device?
+
+    `serve`, `migrate` and `bootstrap` work on the server's own settings; every other command calls a running service
+    over gRPC, as any caller would. Keys and tokens are read from standard input or a prompt, never from the arguments.
+    """
+    ctx.obj = Client(address, caller_key_file, tls_ca, insecure_plaintext, timeout)
+
+
+for command in (serve, migrate, bootstrap, callers, workspaces, keys, links, devices, authorize):
+    root.add_command(command)

@@ -1,0 +1,85 @@
+"""Decisions."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from server.domain.decision import Decision, Question, decide
+from server.domain.errors import ErrorReason, Refusal
+from server.domain.revision import Revision, decode
+from server.domain.validation import is_device_id
+from server.service.base import Resources
+from server.store.contract import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A decision as it is given out. `valid_for` is None where time alone changes nothing."""
+
+    decision: Decision
+    decision_id: str
+    valid_for: timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers in the order of the questions, all from one snapshot; a refusal where a question had no answer."""
+
+    answers: tuple[Answer | Refusal, ...]
+    revision: Revision
+
+
+class AuthorizationService:
+    """Answers whether the holders of keys may do things."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+
+    def answer(self, questions: Sequence[Question | Refusal], at_least_revision: str) -> Answers:
+        """Answer questions from one snapshot, at the revision of a token or later; an empty token asks for none.
+
+        What could not be made a question passes through as its refusal. Raises Refusal (REVISION_NOT_VERIFIABLE) for
+        the token, StoreUnavailable.
+        """
+        key_ids = set()
+        device_ids = set()
+        for question in questions:
+            if isinstance(question, Question) and question.presented.token is not None:
+                key_ids.add(question.presented.token.public_id)
+                if is_device_id(question.device_id):
+                    device_ids.add(question.device_id)
+        with self._resources.store.read() as reader:
+            revision = _verified_head(reader, at_least_revision)
+            keys = reader.keys(key_ids) if key_ids else {}
+            devices = reader.devices(device_ids) if device_ids else {}
+        now = self._resources.clock()
+        peppers = self._resources.peppers
+        answers: list[Answer | Refusal] = []
+        for question in questions:
+            if isinstance(question, Refusal):
+                answers.append(question)
+                continue
+            token = question.presented.token
+            key = None if token is None else keys.get(token.public_id)
+            try:
+                decision = decide(question, key, devices.get(question.device_id), peppers, now)
+            except Refusal as refusal:
+                answers.append(refusal)
+                continue
+            valid_for = None if decision.valid_until is None else decision.valid_until - now
+            answers.append(Answer(decision, secrets.token_hex(12), valid_for))
+        return Answers(tuple(answers), revision)
+
+
+def _verified_head(reader: Reader, at_least_revision: str) -> Revision:
+    """Return the head of the snapshot, which is always the newest, if the token is of its history."""
+    if at_least_revision:
+        wanted = decode(at_least_revision)
+        if wanted is None or not reader.holds(wanted):
+            raise Refusal(
+                ErrorReason.REVISION_NOT_VERIFIABLE, "at_least_revision: is not a revision of this store's history"
+            )
+    return reader.head()

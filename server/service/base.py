@@ -1,0 +1,174 @@
+"""What every use case is given and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Generic, TypeVar
+
+from server.domain.errors import ErrorReason, Refusal, invalid
+from server.domain.events import Origin
+from server.domain.model import Key, Workspace
+from server.domain.peppers import Peppers
+from server.domain.revision import Revision
+from server.domain.validation import Fields
+from server.service.paging import PageTokens
+from server.store.contract import CarriedOut, Reader, Store, Writer
+
+T = TypeVar("T")
+Clock = Callable[[], datetime]
+
+# How long a request id is remembered.
+REQUEST_MEMORY = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Who asked for a change and how: what goes into the event, and what makes a retry safe.
+
+    `fingerprint` tells the request apart from any other; it matters only beside a `request_id`.
+    """
+
+    caller_id: str
+    method: str
+    request_id: str = ""
+    fingerprint: str = ""
+    on_behalf_of_key_id: str = ""
+    reason: str = ""
+
+    @property
+    def origin(self) -> Origin:
+        """The part of the call that events keep."""
+        return Origin(
+            caller_id=self.caller_id,
+            on_behalf_of_key_id=self.on_behalf_of_key_id or None,
+            reason=self.reason,
+            request_id=self.request_id,
+        )
+
+    def check(self, fields: Fields) -> None:
+        """Note what is wrong with the parts that the caller chose."""
+        fields.reason("reason", self.reason)
+        if self.request_id:
+            fields.visible("request_id", self.request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Propagation:
+    """How far a change that takes authority away had reached when its call returned."""
+
+    complete: bool
+    acknowledged: int
+    fenced: int
+    elapsed: timedelta
+
+
+# Every decision reads the store, so what is committed has reached every process.
+AT_ONCE = Propagation(complete=True, acknowledged=0, fenced=0, elapsed=timedelta())
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation(Generic[T]):
+    """What became of a change, and the revision that holds it."""
+
+    value: T
+    revision: Revision
+    propagation: Propagation
+
+
+@dataclass(frozen=True, slots=True)
+class Listing(Generic[T]):
+    """A page of a list, and the token for the next one; empty at the end."""
+
+    rows: tuple[T, ...]
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Issued(Generic[T]):
+    """Something that was made together with a secret, which is shown this once."""
+
+    entity: T
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the services work with. `clock` returns the time in UTC."""
+
+    store: Store
+    peppers: Peppers
+    clock: Clock
+
+    @property
+    def page_tokens(self) -> PageTokens:
+        """The maker and reader of page tokens."""
+        return PageTokens(self.peppers)
+
+    def carry_out(
+        self,
+        call: Call,
+        work: Callable[[Writer, datetime], T],
+        entity_id: Callable[[T], str],
+        again: Callable[[Writer, str, datetime], T],
+    ) -> Mutation[T]:
+        """Do a piece of work under the write lock, once for each request id.
+
+        `again` answers a repeat: it is given the id of what the first time was about. Raises Refusal (FIELD_INVALID)
+        for a request id that was used for another request, and whatever the work raises; then nothing has changed.
+        """
+        with self.store.write() as writer:
+            now = self.clock()
+            earlier = _carried_out(writer, call)
+            if earlier is not None:
+                value = again(writer, earlier.entity_id, now)
+            else:
+                value = work(writer, now)
+                if call.request_id:
+                    writer.remember(
+                        CarriedOut(
+                            caller_id=call.caller_id,
+                            method=call.method,
+                            request_id=call.request_id,
+                            fingerprint=call.fingerprint,
+                            entity_id=entity_id(value),
+                            time=now,
+                        ),
+                        forget_before=now - REQUEST_MEMORY,
+                    )
+        return Mutation(value, writer.revision, AT_ONCE)
+
+
+def require_workspace(reader: Reader, workspace_id: str) -> Workspace:
+    """Return a workspace. Raises Refusal (WORKSPACE_NOT_FOUND)."""
+    workspace = reader.workspace(workspace_id)
+    if workspace is None:
+        raise Refusal(ErrorReason.WORKSPACE_NOT_FOUND, "there is no such workspace")
+    return workspace
+
+
+def require_key(reader: Reader, key_id: str) -> Key:
+    """Return a key. Raises Refusal (KEY_NOT_FOUND)."""
+    key = reader.keys([key_id]).get(key_id)
+    if key is None:
+        raise Refusal(ErrorReason.KEY_NOT_FOUND, "there is no such key")
+    return key
+
+
+def repeated(what: str, entity_id: str) -> Refusal:
+    """Return the refusal of a repeat whose first answer held a secret, naming what was made."""
+    return Refusal(
+        ErrorReason.REQUEST_REPEATED,
+        "this request_id has been carried out, and the secret it handed out cannot be shown again",
+        metadata={what: entity_id},
+    )
+
+
+def _carried_out(writer: Writer, call: Call) -> CarriedOut | None:
+    if not call.request_id:
+        return None
+    earlier = writer.carried_out(call.caller_id, call.method, call.request_id)
+    if earlier is not None and earlier.fingerprint != call.fingerprint:
+        raise invalid("request_id", "was used for a different request")
+    return earlier

@@ -1,0 +1,117 @@
+"""What an operator may set: by `TEXTURE_AUTH_*` environment variables, and by flags, which win.
+
+A value that cannot be right stops the start, with the name of its variable and the reason.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "TEXTURE_AUTH_"
+
+
+class SettingsInvalid(Exception):  # noqa: N818 - it names a state
+    """Settings that cannot be right: one line for each, with the variable's name and the reason, never its value."""
+
+
+class Settings(BaseSettings):
+    """The settings of a server. The descriptions are the reference, and the command line's help."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    database: str = Field(
+        default="sqlite:var/texture-auth.db",
+        description="Where the facts are kept: sqlite:PATH, relative to the working directory unless it begins with /.",
+    )
+    listen: str = Field(default="127.0.0.1:50051", description="HOST:PORT to listen on; port 0 takes a free one.")
+    development: bool = Field(
+        default=False,
+        description="On loopback only, without TLS: migrates by itself, makes its own peppers and operator key beside "
+        "the database, and opens reflection to everybody.",
+    )
+    peppers: SecretStr | None = Field(
+        default=None,
+        description="The peppers, one 'id hexadecimal-secret' a line; the first signs. See also PEPPERS_FILE.",
+    )
+    peppers_file: Path | None = Field(default=None, description="A file with the peppers.")
+    tls_certificate: Path | None = Field(default=None, description="The certificate chain, PEM.")
+    tls_private_key: Path | None = Field(default=None, description="The private key of the certificate, PEM.")
+    insecure_plaintext: bool = Field(
+        default=False, description="Serve without TLS, where something else protects the connection."
+    )
+    threads: int = Field(default=8, ge=1, le=256, description="How many calls are worked on at once.")
+    drain_seconds: float = Field(
+        default=30.0, ge=0, le=3600, description="How long calls in flight may go on after SIGTERM."
+    )
+    log_format: Literal["json", "console"] | None = Field(
+        default=None, description="json, or console for people; the default is console in development."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least that is logged."
+    )
+
+    @field_validator("database")
+    @classmethod
+    def _database_is_known(cls, value: str) -> str:
+        if not value.startswith("sqlite:") or not value.removeprefix("sqlite:"):
+            raise ValueError("must be sqlite:PATH")
+        return value
+
+    @field_validator("listen")
+    @classmethod
+    def _listen_is_an_address(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004
+            raise ValueError("must be HOST:PORT, with a port from 0 to 65535")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        if self.peppers is not None and self.peppers_file is not None:
+            raise ValueError("PEPPERS: set this or PEPPERS_FILE, not both")
+        if (self.tls_certificate is None) != (self.tls_private_key is None):
+            raise ValueError("TLS_CERTIFICATE: is set if and only if TLS_PRIVATE_KEY is")
+        if self.development:
+            if not _is_loopback(self.listen):
+                raise ValueError("LISTEN: must be a loopback address in development")
+            if self.tls_certificate is not None:
+                raise ValueError("TLS_CERTIFICATE: cannot be used in development")
+        return self
+
+    @property
+    def database_path(self) -> Path:
+        """The SQLite file."""
+        return Path(self.database.removeprefix("sqlite:"))
+
+
+def load(**flags: object) -> Settings:
+    """Return the settings of the environment, with the flags that are not None on top. Raises SettingsInvalid."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise SettingsInvalid("\n".join(_explain(dict(found)) for found in error.errors())) from None
+
+
+def _explain(found: dict[str, object]) -> str:
+    message = str(found["msg"]).removeprefix("Value error, ")
+    location = found["loc"]
+    if isinstance(location, tuple) and location:
+        return f"{PREFIX}{str(location[0]).upper()}: {message}"
+    return f"{PREFIX}{message}"
+
+
+def _is_loopback(listen: str) -> bool:
+    host = listen.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

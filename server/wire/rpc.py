@@ -1,0 +1,46 @@
+"""The call under way, as servicers see it: who asks, and what the access log should say."""
+
+from __future__ import annotations
+
+import hashlib
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from google.protobuf.message import Message
+
+from server.domain.model import Caller
+from server.service.base import Call
+
+
+@dataclass(slots=True)
+class Rpc:
+    """One call. `notes` end up in its line of the access log and must hold no secret."""
+
+    method: str
+    caller: Caller
+    notes: dict[str, object] = field(default_factory=dict)
+
+
+CURRENT: ContextVar[Rpc] = ContextVar("CURRENT")
+
+
+def note(**notes: object) -> None:
+    """Add to the access log's line of the call under way."""
+    CURRENT.get().notes.update(notes)
+
+
+def call_of(request: Message) -> Call:
+    """Return the part of a mutating request that all of them share; parts that a request does not have are empty."""
+    rpc = CURRENT.get()
+    request_id = getattr(request, "request_id", "")
+    fingerprint = ""
+    if request_id:
+        fingerprint = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+    return Call(
+        caller_id=rpc.caller.caller_id,
+        method=rpc.method,
+        request_id=request_id,
+        fingerprint=fingerprint,
+        on_behalf_of_key_id=getattr(request, "on_behalf_of_key_id", ""),
+        reason=getattr(request, "reason", ""),
+    )

@@ -1,0 +1,1 @@
+"""The gRPC services: each method decodes, calls one method of a service, encodes."""

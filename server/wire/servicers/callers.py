@@ -1,0 +1,89 @@
+"""CallerService."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc
+from texture.auth.v1 import caller_service_pb2 as pb
+from texture.auth.v1 import caller_service_pb2_grpc
+
+from server.domain.kinds import Role
+from server.service.callers import CallerService
+from server.wire import convert
+from server.wire.rpc import call_of, note
+
+
+class CallerServicer(caller_service_pb2_grpc.CallerServiceServicer):
+    """CallerService, as `caller_service.proto` describes it."""
+
+    def __init__(self, service: CallerService) -> None:
+        self._service = service
+
+    def CreateCaller(self, request: pb.CreateCallerRequest, context: grpc.ServicerContext) -> pb.CreateCallerResponse:
+        """Create a caller."""
+        mutation = self._service.create_caller(
+            call_of(request), request.caller_id, request.display_name, _roles("roles", request.roles)
+        )
+        created = mutation.value
+        note(subject_caller_id=created.entity.caller_id)
+        return pb.CreateCallerResponse(
+            caller=convert.caller(created.entity),
+            caller_key=created.secret,
+            revision=mutation.revision.encode(),
+        )
+
+    def GetCaller(self, request: pb.GetCallerRequest, context: grpc.ServicerContext) -> pb.GetCallerResponse:
+        """Return a caller."""
+        return pb.GetCallerResponse(caller=convert.caller(self._service.get_caller(request.caller_id)))
+
+    def ListCallers(self, request: pb.ListCallersRequest, context: grpc.ServicerContext) -> pb.ListCallersResponse:
+        """List callers."""
+        listing = self._service.list_callers(request.page_size, request.page_token)
+        return pb.ListCallersResponse(
+            callers=[convert.caller(caller) for caller in listing.rows], next_page_token=listing.next_page_token
+        )
+
+    def UpdateCaller(self, request: pb.UpdateCallerRequest, context: grpc.ServicerContext) -> pb.UpdateCallerResponse:
+        """Change a caller."""
+        note(subject_caller_id=request.caller.caller_id[:64])
+        mutation = self._service.update_caller(
+            call_of(request),
+            request.caller.caller_id,
+            request.caller.display_name,
+            _roles("caller.roles", request.caller.roles),
+            request.update_mask.paths,
+        )
+        return pb.UpdateCallerResponse(
+            caller=convert.caller(mutation.value),
+            revision=mutation.revision.encode(),
+            propagation=convert.propagation(mutation.propagation),
+        )
+
+    def RotateCallerKey(
+        self, request: pb.RotateCallerKeyRequest, context: grpc.ServicerContext
+    ) -> pb.RotateCallerKeyResponse:
+        """Give a caller a new secret."""
+        note(subject_caller_id=request.caller_id[:64])
+        mutation = self._service.rotate_caller_key(call_of(request), request.caller_id, convert.rotation(request))
+        rotated = mutation.value
+        return pb.RotateCallerKeyResponse(
+            caller=convert.caller(rotated.entity),
+            caller_key=rotated.secret,
+            revision=mutation.revision.encode(),
+            propagation=convert.propagation(mutation.propagation),
+        )
+
+    def RevokeCaller(self, request: pb.RevokeCallerRequest, context: grpc.ServicerContext) -> pb.RevokeCallerResponse:
+        """End a caller for good."""
+        note(subject_caller_id=request.caller_id[:64])
+        mutation = self._service.revoke_caller(call_of(request), request.caller_id)
+        return pb.RevokeCallerResponse(
+            caller=convert.caller(mutation.value),
+            revision=mutation.revision.encode(),
+            propagation=convert.propagation(mutation.propagation),
+        )
+
+
+def _roles(field: str, numbers: Iterable[int]) -> list[Role | None]:
+    return [convert.ROLE.to_domain(f"{field}[{index}]", number) for index, number in enumerate(numbers)]

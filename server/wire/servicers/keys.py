@@ -1,0 +1,137 @@
+"""KeyService."""
+
+from __future__ import annotations
+
+import grpc
+from texture.auth.v1 import key_service_pb2 as pb
+from texture.auth.v1 import key_service_pb2_grpc
+from texture.auth.v1.key_pb2 import Key as KeyMessage
+
+from server.domain.model import Key
+from server.service.base import Clock
+from server.service.keys import KeyFields, KeyService
+from server.wire import convert
+from server.wire.rpc import call_of, note
+
+
+class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
+    """KeyService, as `key_service.proto` describes it."""
+
+    def __init__(self, service: KeyService, clock: Clock) -> None:
+        self._service = service
+        self._clock = clock
+
+    def CreateKey(self, request: pb.CreateKeyRequest, context: grpc.ServicerContext) -> pb.CreateKeyResponse:
+        """Create a server or connect key."""
+        mutation = self._service.create_key(
+            call_of(request),
+            request.workspace_id,
+            convert.KIND.to_domain("kind", request.kind),
+            _fields(request, ""),
+        )
+        created = mutation.value
+        note(key_id=created.entity.key_id)
+        return pb.CreateKeyResponse(
+            key=self._message(created.entity), api_key=created.secret, revision=mutation.revision.encode()
+        )
+
+    def GetKey(self, request: pb.GetKeyRequest, context: grpc.ServicerContext) -> pb.GetKeyResponse:
+        """Return a key."""
+        return pb.GetKeyResponse(key=self._message(self._service.get_key(request.key_id)))
+
+    def ListKeys(self, request: pb.ListKeysRequest, context: grpc.ServicerContext) -> pb.ListKeysResponse:
+        """List the keys of a workspace."""
+        listing = self._service.list_keys(
+            request.workspace_id,
+            convert.KIND.to_domain("kind", request.kind),
+            convert.STATE.to_domain("state", request.state),
+            request.reference_id,
+            request.labels,
+            request.page_size,
+            request.page_token,
+        )
+        return pb.ListKeysResponse(
+            keys=[self._message(key) for key in listing.rows], next_page_token=listing.next_page_token
+        )
+
+    def UpdateKey(self, request: pb.UpdateKeyRequest, context: grpc.ServicerContext) -> pb.UpdateKeyResponse:
+        """Change fields of a key."""
+        note(key_id=request.key.key_id[:64])
+        mutation = self._service.update_key(
+            call_of(request), request.key.key_id, _fields(request.key, "key."), request.update_mask.paths
+        )
+        return pb.UpdateKeyResponse(
+            key=self._message(mutation.value),
+            revision=mutation.revision.encode(),
+            propagation=convert.propagation(mutation.propagation),
+        )
+
+    def SuspendKey(self, request: pb.SuspendKeyRequest, context: grpc.ServicerContext) -> pb.SuspendKeyResponse:
+        """Switch a key off."""
+        note(key_id=request.key_id[:64])
+        mutation = self._service.suspend_key(call_of(request), request.key_id)
+        return pb.SuspendKeyResponse(
+            key=self._message(mutation.value),
+            revision=mutation.revision.encode(),
+            propagation=convert.propagation(mutation.propagation),
+        )
+
+    def ResumeKey(self, request: pb.ResumeKeyRequest, context: grpc.ServicerContext) -> pb.ResumeKeyResponse:
+        """Switch a key on."""
+        note(key_id=request.key_id[:64])
+        mutation = self._service.resume_key(call_of(request), request.key_id)
+        return pb.ResumeKeyResponse(key=self._message(mutation.value), revision=mutation.revision.encode())
+
+    def RotateKey(self, request: pb.RotateKeyRequest, context: grpc.ServicerContext) -> pb.RotateKeyResponse:
+        """Give a key a new secret."""
+        note(key_id=request.key_id[:64])
+        mutation = self._service.rotate_key(call_of(request), request.key_id, convert.rotation(request))
+        rotated = mutation.value
+        return pb.RotateKeyResponse(
+            key=self._message(rotated.entity),
+            api_key=rotated.secret,
+            revision=mutation.revision.encode(),
+            propagation=convert.propagation(mutation.propagation),
+        )
+
+    def RevokeKey(self, request: pb.RevokeKeyRequest, context: grpc.ServicerContext) -> pb.RevokeKeyResponse:
+        """End a key for good."""
+        note(key_id=request.key_id[:64])
+        mutation = self._service.revoke_key(call_of(request), request.key_id)
+        return pb.RevokeKeyResponse(
+            key=self._message(mutation.value),
+            revision=mutation.revision.encode(),
+            propagation=convert.propagation(mutation.propagation),
+        )
+
+    def LookupKey(self, request: pb.LookupKeyRequest, context: grpc.ServicerContext) -> pb.LookupKeyResponse:
+        """Say which key this is."""
+        key, generation = self._service.lookup_key(request.api_key)
+        note(key_id=key.key_id)
+        return pb.LookupKeyResponse(key=self._message(key), generation=generation.number)
+
+    def ListKeyEvents(
+        self, request: pb.ListKeyEventsRequest, context: grpc.ServicerContext
+    ) -> pb.ListKeyEventsResponse:
+        """List what has happened to a key."""
+        listing = self._service.list_key_events(request.key_id, request.page_size, request.page_token)
+        return pb.ListKeyEventsResponse(
+            events=[convert.event(event) for event in listing.rows], next_page_token=listing.next_page_token
+        )
+
+    def _message(self, key: Key) -> KeyMessage:
+        return convert.key(key, self._clock())
+
+
+def _fields(message: pb.CreateKeyRequest | KeyMessage, prefix: str) -> KeyFields:
+    """Return what a message says a key should be. Raises Refusal (FIELD_INVALID)."""
+    return KeyFields(
+        display_name=message.display_name,
+        description=message.description,
+        labels=dict(message.labels),
+        permissions=list(message.permissions),
+        allowed_cidrs=list(message.allowed_cidrs),
+        allowed_manufacturers=list(message.allowed_manufacturers),
+        redirect_uris=list(message.redirect_uris),
+        expire_time=convert.instant(message, "expire_time", f"{prefix}expire_time"),
+    )

@@ -1,0 +1,157 @@
+"""A real server on a free port, with a clock that tests turn, and clients for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from texture.auth.v1 import caller_service_pb2
+from texture.auth.v1.authorize_service_pb2_grpc import AuthorizeServiceStub
+from texture.auth.v1.caller_pb2 import Role
+from texture.auth.v1.caller_service_pb2_grpc import CallerServiceStub
+from texture.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
+from texture.auth.v1.device_service_pb2_grpc import DeviceServiceStub
+from texture.auth.v1.key_service_pb2_grpc import KeyServiceStub
+from texture.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
+
+from server.app import App
+from server.settings import Settings
+
+
+class TurnedClock:
+    """A clock that stands still until it is turned."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def turn(self, by: timedelta) -> None:
+        self.now += by
+
+
+class _Credential(grpc.UnaryUnaryClientInterceptor):
+    def __init__(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._metadata = metadata
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        details = _Details()
+        details.method = client_call_details.method
+        details.timeout = client_call_details.timeout or 30
+        details.metadata = (*(client_call_details.metadata or ()), *self._metadata)
+        details.credentials = client_call_details.credentials
+        details.wait_for_ready = client_call_details.wait_for_ready
+        details.compression = client_call_details.compression
+        return continuation(details, request)
+
+
+class _Details(grpc.ClientCallDetails):
+    method: str
+    timeout: float
+    metadata: tuple[tuple[str, str], ...]
+    credentials: Any
+    wait_for_ready: Any
+    compression: Any
+
+
+class Client:
+    """Every stub of the service, called with one credential."""
+
+    def __init__(self, channel: grpc.Channel, caller_key: str | None) -> None:
+        metadata = () if caller_key is None else (("authorization", f"Bearer {caller_key}"),)
+        self.channel = grpc.intercept_channel(channel, _Credential(metadata))
+        self.authorize = AuthorizeServiceStub(self.channel)
+        self.keys = KeyServiceStub(self.channel)
+        self.connect = ConnectServiceStub(self.channel)
+        self.devices = DeviceServiceStub(self.channel)
+        self.workspaces = WorkspaceServiceStub(self.channel)
+        self.callers = CallerServiceStub(self.channel)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running server. `operator` is a client that may call everything."""
+
+    app: App
+    clock: TurnedClock
+    database: Path
+    address: str
+    channel: grpc.Channel
+    operator_key: str
+    operator: Client
+
+    def client(self, caller_key: str | None) -> Client:
+        """Return a client with another credential, or none."""
+        return Client(self.channel, caller_key)
+
+    def caller(self, caller_id: str, *roles: Role.ValueType) -> Client:
+        """Create a caller with these roles, and return a client with its credential."""
+        request = caller_service_pb2.CreateCallerRequest(caller_id=caller_id, roles=roles)
+        return self.client(self.operator.callers.CreateCaller(request).caller_key)
+
+
+@contextmanager
+def running_service(folder: Path, **settings: Any) -> Iterator[Service]:
+    """Run a development server on a fresh SQLite file in `folder`, or on the one that is there."""
+    database = folder / "texture-auth.db"
+    clock = TurnedClock()
+    chosen = {"development": True, "database": f"sqlite:{database}", "listen": "127.0.0.1:0", **settings}
+    app = App(Settings(**chosen), clock)
+    address = f"127.0.0.1:{app.start()}"
+    try:
+        with grpc.insecure_channel(address) as channel:
+            key = (folder / "operator.key").read_text().strip()
+            yield Service(app, clock, database, address, channel, key, Client(channel, key))
+    finally:
+        app.stop()
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An error as a client sees it."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    metadata: dict[str, str]
+    violations: dict[str, str]
+    retry_seconds: float | None
+
+
+def refused(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Refused:
+    """Make a call that must fail, and return its error, which must be a rich one of this service."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call(*args, **kwargs)
+    return as_refused(caught.value)
+
+
+def as_refused(error: grpc.RpcError) -> Refused:
+    """Return an error as a client sees it."""
+    assert isinstance(error, grpc.Call)
+    status = rpc_status.from_call(error)
+    assert status is not None, f"{error.code()}: {error.details()} has no details"
+    info = error_details_pb2.ErrorInfo()
+    bad_request = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    has_retry = False
+    for packed in status.details:
+        if not packed.Unpack(info) and not packed.Unpack(bad_request):
+            has_retry = packed.Unpack(retry) or has_retry
+    assert info.domain == "auth.texture"
+    return Refused(
+        code=error.code(),
+        message=error.details() or "",
+        reason=info.reason,
+        metadata=dict(info.metadata),
+        violations={violation.field: violation.description for violation in bad_request.field_violations},
+        retry_seconds=retry.retry_delay.ToTimedelta().total_seconds() if has_retry else None,
+    )
