@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,11 +84,11 @@ def load_peppers(settings: Settings) -> Peppers:
                 raise StartRefused(f"{name}: is needed, or {PREFIX}PEPPERS, except in development")
             path = settings.database_path.with_name("peppers")
             if not path.exists():
-                _write_secret(path, f"dev {secrets.token_hex(32)}\n")
+                _write_secret(path, f"dev-{secrets.token_hex(4)} {secrets.token_hex(32)}\n")
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise StartRefused(f"{name}: cannot be read: {getattr(error, 'strerror', error.__class__)}") from None
+            raise StartRefused(f"{name}: cannot be read: {getattr(error, 'strerror', 'it is not text')}") from None
     try:
         return Peppers.parse(text)
     except ValueError as error:
@@ -132,31 +133,30 @@ class App:
         """Listen, and return the port. Raises AddressTaken."""
         return self._server.start(self._settings.listen, self._tls)
 
-    def run_until_signalled(self) -> int:
-        """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once. Return the exit code.
+    def run_until_signalled(self, signals: Signals) -> int:
+        """Serve until the first signal, then drain; the second one stops at once. Return the exit code.
 
         To be called from the main thread, after `start`.
         """
-        signals = Signals()
         signals.first.wait()
         _log.info("draining", seconds=self._settings.drain_seconds)
         wait = self.drain()
         while not wait(0.05):
             if signals.second.is_set():
                 _log.warning("stopped at once")
-                self._server.stop_now()
+                self._server.cut_off()
                 return 1
         self._database.store.close()
         _log.info("stopped")
         return 0
 
-    def drain(self) -> Callable[[float | None], bool]:
+    def drain(self) -> Callable[[float], bool]:
         """Refuse new calls and let those in flight finish; the returned function waits and tells whether it is over."""
         return self._server.drain(self._settings.drain_seconds)
 
     def stop(self) -> None:
         """Stop at once and let go of everything."""
-        self._server.stop_now()
+        self._server.stop()
         self._database.store.close()
 
     def _development_operator(self) -> Path:
@@ -176,13 +176,25 @@ class App:
         except Refusal as refusal:
             if refusal.reason is not ErrorReason.CALLER_EXISTS:
                 raise
-            key = callers.rotate_caller_key(call, DEVELOPMENT_CALLER, Rotation(force=True)).value.secret
+            key = _renewed_key(callers, call)
         _write_secret(path, key + "\n")
         return path
 
 
+def _renewed_key(callers: CallerService, call: Call) -> str:
+    try:
+        return callers.rotate_caller_key(call, DEVELOPMENT_CALLER, Rotation(force=True)).value.secret
+    except Refusal as refusal:
+        if refusal.reason is not ErrorReason.CALLER_IS_REVOKED:
+            raise
+        raise StartRefused(
+            f"{DEVELOPMENT_CALLER} is revoked, and its key file is not there: make another operator with "
+            "'texture-auth bootstrap --development another-operator', and keep its key in that file"
+        ) from None
+
+
 class Signals:
-    """Remembers the first and the second request to stop."""
+    """Remembers the first and the second SIGTERM or SIGINT. To be made in the main thread, before anything slow."""
 
     def __init__(self) -> None:
         self.first = threading.Event()
@@ -198,9 +210,17 @@ def _tls(settings: Settings) -> Tls | None:
     """Return the certificate to serve with, None for plain text where that was asked for by name."""
     if settings.tls_certificate is not None and settings.tls_private_key is not None:
         try:
-            return Tls(settings.tls_certificate.read_bytes(), settings.tls_private_key.read_bytes())
-        except OSError as error:
-            raise StartRefused(f"{PREFIX}TLS_CERTIFICATE: {error.filename}: {error.strerror}") from None
+            certificate, key = settings.tls_certificate.read_bytes(), settings.tls_private_key.read_bytes()
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                settings.tls_certificate, settings.tls_private_key, password=_no_password
+            )
+        except ssl.SSLError as error:
+            why = error.reason or "it is not PEM"
+            raise StartRefused(f"{PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_PRIVATE_KEY: cannot be used: {why}") from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise StartRefused(f"{PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_PRIVATE_KEY: {why}") from None
+        return Tls(certificate, key)
     if settings.development or settings.insecure_plaintext:
         return None
     raise StartRefused(
@@ -208,6 +228,10 @@ def _tls(settings: Settings) -> Tls | None:
         "Where something else protects the connection, say so with --insecure-plaintext; to try things out, use "
         "--development"
     )
+
+
+def _no_password() -> str:
+    raise ValueError("a private key with a password cannot be used")
 
 
 def _refuse_other_schema(engine: SqliteEngine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ _EXIT_BY_CODE = {
     grpc.StatusCode.INTERNAL: UNAVAILABLE,
     grpc.StatusCode.UNAUTHENTICATED: NOT_ADMITTED,
 }
+
+# What may stand in metadata.
+_CREDENTIAL = re.compile(r"[\x21-\x7e]+")
 
 Reply = TypeVar("Reply")
 Reply_co = TypeVar("Reply_co", covariant=True)
@@ -64,7 +68,9 @@ class Client:
                 credentials = grpc.ssl_channel_credentials(self.tls_ca.read_bytes())
                 self._channel = grpc.secure_channel(self.address, credentials)
             elif self.insecure_plaintext or _is_loopback(self.address):
-                self._channel = grpc.insecure_channel(self.address)
+                # What is meant for this machine must not leave it by a proxy.
+                options = (("grpc.enable_http_proxy", 0),) if _is_loopback(self.address) else ()
+                self._channel = grpc.insecure_channel(self.address, options)
             else:
                 self._channel = grpc.secure_channel(self.address, grpc.ssl_channel_credentials())
         return self._channel
@@ -82,14 +88,15 @@ class Client:
         if self.caller_key_file is not None:
             try:
                 key = self.caller_key_file.read_text("utf-8")
-            except OSError as error:
-                fail(f"--caller-key-file: {error.filename}: {error.strerror}", NOT_ADMITTED)
+            except (OSError, UnicodeDecodeError) as error:
+                why = getattr(error, "strerror", "it is not text")
+                fail(f"--caller-key-file: {self.caller_key_file}: {why}", NOT_ADMITTED)
         if not key.strip():
             fail(
                 "no credential: set TEXTURE_AUTH_CALLER_KEY or TEXTURE_AUTH_CALLER_KEY_FILE to the svc key of a caller",
                 NOT_ADMITTED,
             )
-        if not key.strip().isascii():
+        if _CREDENTIAL.fullmatch(key.strip()) is None:
             fail("the caller's key is not a svc key", NOT_ADMITTED)
         return key.strip()
 
@@ -131,7 +138,8 @@ def read_secret(what: str) -> str:
     """Read a key or token from standard input, or from a prompt that shows nothing; never from the arguments."""
     if sys.stdin.isatty():
         return str(click.prompt(what, hide_input=True, err=True, default="", show_default=False)).strip()
-    return sys.stdin.read().strip()
+    # Whatever it is, the service is asked: it knows what to say of noise.
+    return sys.stdin.buffer.read().decode("utf-8", errors="replace").strip()
 
 
 def _is_loopback(address: str) -> bool:

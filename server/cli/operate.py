@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +65,7 @@ def serve(**flags: Any) -> None:
     """Serve until SIGTERM or SIGINT; a second one stops at once."""
     settings = _load(**flags)
     logs.configure(settings.log_format or ("console" if settings.development else "json"), settings.log_level)
+    signals = app.Signals()
     try:
         running = app.App(settings)
         port = running.start()
@@ -78,7 +81,12 @@ def serve(**flags: Any) -> None:
         click.echo(_next_steps(address, settings, running.operator_key_file))
     else:
         click.echo(f"texture-auth is serving on {address}", err=True)
-    sys.exit(running.run_until_signalled())
+    code = running.run_until_signalled(signals)
+    if code:
+        # At once: a thread that waits for the database would hold up an ordinary exit.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 @click.command()
@@ -124,8 +132,8 @@ Texture Auth is serving on {address}, with its data in {settings.database_path}.
 
 In a second terminal, in this directory:
 
-  export PATH="{folder.absolute()}:$PATH"
-  export TEXTURE_AUTH_CALLER_KEY="$(cat {operator_key_file})"{where}
+  export PATH={shlex.quote(str(folder.absolute()))}:"$PATH"
+  export TEXTURE_AUTH_CALLER_KEY="$(cat {shlex.quote(str(operator_key_file))})"{where}
 
   texture-auth workspaces create acme --display-name "Acme Energy" --environment sandbox
   texture-auth devices register acme home-battery-1 --reference-id user-1 --manufacturer acme

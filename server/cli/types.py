@@ -50,7 +50,10 @@ class TimeType(click.ParamType[Timestamp]):
         if instant is None or instant.tzinfo is None:
             self.fail(f"{value!r} is neither a time such as 2030-01-31T12:00:00Z nor a length such as 30d", param, ctx)
         message = Timestamp()
-        message.FromDatetime(instant)
+        try:
+            message.FromDatetime(instant)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is beyond the times that can be told", param, ctx)
         return message
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
 
 from server.domain.errors import ErrorReason, Refusal
-from server.domain.kinds import Permission
+from server.domain.kinds import CEILING, Permission
 from server.domain.model import Key, KeyState, Network
 
 
@@ -58,7 +58,7 @@ def check_actor(actor: Key | None, workspace_id: str, permission: Permission, no
             f"on_behalf_of_key_id: the key is {state.value}",
             metadata={"key_id": actor.key_id, "state": state.value},
         )
-    if permission not in actor.permissions:
+    if permission not in actor.permissions & CEILING[actor.kind]:
         raise Refusal(
             ErrorReason.ACTOR_PERMISSION_MISSING,
             f"on_behalf_of_key_id: the key does not hold {permission.value}",

@@ -91,10 +91,13 @@ class Decision:
         return self.reason is Reason.PERMITTED
 
 
-def find_generation(token: Token, generations: tuple[Generation, ...], peppers: Peppers) -> Generation | None:
+def find_generation(
+    token: Token, generations: tuple[Generation, ...], peppers: Peppers, now: datetime
+) -> Generation | None:
     """Return the generation whose secret this is, compared in constant time; None where it is none of them.
 
-    Raises Refusal (PEPPER_UNAVAILABLE) where none matches and one could not be compared: that is not a no.
+    Raises Refusal (PEPPER_UNAVAILABLE) where none matches and one in force could not be compared: that is not a no.
+    For one that is retired it is, so that a pepper can be taken away once nothing in force needs it.
     """
     unavailable = None
     for generation in reversed(generations):
@@ -104,7 +107,8 @@ def find_generation(token: Token, generations: tuple[Generation, ...], peppers: 
         except Refusal as refusal:
             if refusal.reason is not ErrorReason.PEPPER_UNAVAILABLE:  # pragma: no cover - it raises no other
                 raise
-            unavailable = refusal
+            if not generation.retired(now):
+                unavailable = refusal
     if unavailable is not None:
         raise unavailable
     return None
@@ -149,7 +153,7 @@ class Evaluation:
         token = self.question.presented.token
         if token is None or self.key is None or TOKEN_KIND[self.key.kind] is not token.kind:
             return Reason.KEY_UNKNOWN
-        self.generation = find_generation(token, self.key.generations, self.peppers)
+        self.generation = find_generation(token, self.key.generations, self.peppers, self.now)
         return Reason.KEY_UNKNOWN if self.generation is None else None
 
     def exposure(self) -> Reason | None:
@@ -163,7 +167,7 @@ class Evaluation:
         key = self.known
         state = key.state_at(self.now)
         if state is not KeyState.ACTIVE:
-            return _NOT_LIVE[state]
+            return NOT_LIVE[state]
         self.valid_until = key.expire_time
         if self.generation is not None and self.generation.retire_time is not None:
             if self.generation.retired(self.now):
@@ -245,7 +249,7 @@ STEPS: tuple[tuple[str, Callable[[Evaluation], Reason | None]], ...] = (
 
 _PERMISSIONS = {permission.value: permission for permission in Permission}
 _CUSTOMER_KINDS = frozenset(TOKEN_KIND.values())
-_NOT_LIVE = {
+NOT_LIVE = {
     KeyState.REVOKED: Reason.KEY_REVOKED,
     KeyState.SUSPENDED: Reason.KEY_SUSPENDED,
     KeyState.EXPIRED: Reason.KEY_EXPIRED,

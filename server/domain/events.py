@@ -26,6 +26,7 @@ class EventType(Enum):
     KEY_RESUMED = "key.resumed"
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
+    KEY_EXPOSED = "key.exposed"
     CONNECT_LINK_CREATED = "connect_link.created"
     CONNECT_LINK_COMPLETED = "connect_link.completed"
     CONNECT_LINK_CANCELLED = "connect_link.cancelled"
@@ -102,6 +103,12 @@ def _identity(entity: Entity) -> str:
             return entity.caller_id
 
 
+def _length(value: timedelta) -> str:
+    """Return a length of time in exact seconds, as protobuf's JSON does: `60s`, `1.5s`."""
+    seconds, rest = divmod(value, timedelta(seconds=1))
+    return f"{seconds}.{rest.microseconds:06d}".rstrip("0").rstrip(".") + "s" if rest else f"{seconds}s"
+
+
 def _to_json(value: object) -> Json:
     match value:
         case None | bool() | int() | str():
@@ -111,7 +118,7 @@ def _to_json(value: object) -> Json:
         case datetime():
             return value.isoformat()
         case timedelta():
-            return f"{value.total_seconds():g}s"
+            return _length(value)
         case IPv4Network() | IPv6Network():
             return str(value)
         case Generation():

@@ -1,8 +1,9 @@
 """Signs that a request came from a browser or an app, where a server key must never be.
 
 `Sec-Fetch-*` are headers that scripts cannot set (they are forbidden request-header names of the Fetch standard),
-so `Sec-Fetch-Site` alone is proof of a browser. `Sec-Fetch-Mode` alone is none: Node's own `fetch` sends it from
-backends. `Origin` may be set by any HTTP library, so it counts only beside another sign.
+so `Sec-Fetch-Site` alone is proof of a browser. `Sec-Fetch-Mode` is no sign at all: Node's own `fetch` sends it from
+backends, beside whatever `Origin` the program sets. `Origin` may be set by any HTTP library, so it counts only beside
+another sign.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ class Exposure(IntEnum):
 
 
 _SITES = frozenset({"cross-site", "same-origin", "same-site", "none"})
-_MODES = frozenset({"cors", "navigate", "no-cors", "same-origin", "websocket"})
 # Every browser's user agent begins so; the second half keeps out libraries that only say "Mozilla/5.0".
 _BROWSER = re.compile(r"Mozilla/5\.0 \(.*(?:AppleWebKit|Gecko)/", re.DOTALL)
 
@@ -45,22 +45,17 @@ _BROWSER = re.compile(r"Mozilla/5\.0 \(.*(?:AppleWebKit|Gecko)/", re.DOTALL)
 def assess(context: Context) -> Exposure:
     """Weigh the signs in a context.
 
-    | sign                                                           | weight    |
-    |----------------------------------------------------------------|-----------|
-    | Sec-Fetch-Site with one of its four values                     | CERTAIN   |
-    | Origin with Sec-Fetch-Mode, -Dest, -User or a browser's agent  | CERTAIN   |
-    | a browser's user agent alone                                   | SUSPECTED |
-    | Origin alone; Sec-Fetch-Mode, -Dest or -User alone; nothing    | NONE      |
+    | sign                                                            | weight    |
+    |-----------------------------------------------------------------|-----------|
+    | Sec-Fetch-Site with one of its four values                      | CERTAIN   |
+    | Origin with Sec-Fetch-Dest, Sec-Fetch-User or a browser's agent | CERTAIN   |
+    | a browser's user agent alone                                    | SUSPECTED |
+    | Origin alone; Sec-Fetch-Dest or Sec-Fetch-User alone; nothing   | NONE      |
     """
     if context.sec_fetch_site in _SITES:
         return Exposure.CERTAIN
     browser_agent = bool(context.user_agent) and _BROWSER.match(context.user_agent) is not None
-    other_sign = (
-        context.sec_fetch_mode in _MODES
-        or context.sec_fetch_dest != ""
-        or context.sec_fetch_user == "?1"
-        or browser_agent
-    )
+    other_sign = context.sec_fetch_dest != "" or context.sec_fetch_user == "?1" or browser_agent
     if context.origin and other_sign:
         return Exposure.CERTAIN
     return Exposure.SUSPECTED if browser_agent else Exposure.NONE

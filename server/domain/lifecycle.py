@@ -120,7 +120,7 @@ def rotate_generations(
     """
     if not timedelta() <= rotation.overlap <= MAXIMUM_OVERLAP:
         raise invalid("overlap", f"must be from 0 to {MAXIMUM_OVERLAP.days} days")
-    *older, newest = generations
+    *older, newest = (_ending_by(generation, expire_time) for generation in generations)
     overlapping = next((old for old in reversed(older) if not old.retired(now)), None)
     if overlapping is not None and overlapping.retire_time is not None:
         if not rotation.force:
@@ -136,6 +136,13 @@ def rotate_generations(
     if expire_time is not None:
         retire_time = max(now, min(retire_time, expire_time))
     return (*older, replace(newest, retire_time=retire_time), new)
+
+
+def _ending_by(generation: Generation, expire_time: datetime | None) -> Generation:
+    """Return an old generation as ending no later than its key does: the key's own end may be renewed."""
+    if generation.retire_time is None or expire_time is None:
+        return generation
+    return replace(generation, retire_time=min(generation.retire_time, expire_time))
 
 
 def rotate_caller(caller: Caller, new: Generation, rotation: Rotation, now: datetime) -> Caller:

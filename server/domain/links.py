@@ -8,9 +8,11 @@ from enum import Enum
 from uuid import UUID
 
 from server.domain import redirects
+from server.domain.decision import NOT_LIVE
 from server.domain.errors import ErrorReason, Refusal
 from server.domain.kinds import KeyKind, Permission
 from server.domain.model import ConnectLink, Key, KeyState, Workspace
+from server.domain.reasons import Reason
 
 GENERATED_PREFIX = "texture-generated:"
 
@@ -91,10 +93,11 @@ def check_unblocked(link: ConnectLink, key: Key, workspace: Workspace, now: date
     state = key.state_at(now)
     if state is not KeyState.ACTIVE or Permission.CONNECT_LINKS_CREATE not in key.permissions:
         why = f"key is {state.value}" if state is not KeyState.ACTIVE else "key may no longer create links"
+        denied = NOT_LIVE.get(state, Reason.PERMISSION_NOT_GRANTED)
         raise Refusal(
             ErrorReason.CONNECT_LINK_KEY_NOT_LIVE,
             f"the Connect link's {why}",
-            metadata={"key_id": key.key_id, "state": state.value},
+            metadata={"key_id": key.key_id, "deny_reason": denied.name},
         )
     check_redirect(link.redirect_uri, key, workspace)
 

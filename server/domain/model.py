@@ -79,6 +79,7 @@ class Key:
     update_time: datetime
     suspend_time: datetime | None = None
     revoke_time: datetime | None = None
+    expose_time: datetime | None = None
     state_reason: str = ""
     created_by_caller_id: str
     created_by_key_id: str | None = None

@@ -31,11 +31,12 @@ class Peppers:
     def __init__(self, peppers: Sequence[Pepper]) -> None:
         if not peppers:
             raise ValueError("at least one pepper is needed")
-        for pepper in peppers:
+        for number, pepper in enumerate(peppers, start=1):
             if _PEPPER_ID.fullmatch(pepper.pepper_id) is None:
                 raise ValueError("a pepper's id has 1 to 32 characters matching [a-z0-9][a-z0-9_-]*")
             if len(pepper.secret) < MINIMUM_BYTES:
-                raise ValueError(f"pepper {pepper.pepper_id} has fewer than {MINIMUM_BYTES} bytes")
+                # By its number: a line whose two words were swapped has the secret for an id.
+                raise ValueError(f"pepper number {number} has fewer than {MINIMUM_BYTES} bytes")
         self._by_id = {pepper.pepper_id: pepper.secret for pepper in peppers}
         if len(self._by_id) != len(peppers):
             raise ValueError("two peppers have the same id")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from urllib.parse import unquote_plus, urlencode, urlsplit
+from urllib.parse import quote, unquote_plus, urlencode, urlsplit
 
 from server.domain.kinds import Environment
 
@@ -20,8 +20,11 @@ _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 # Schemes that browsers handle themselves: they run code, open files or leave for another protocol.
 _REFUSED_SCHEMES = frozenset(
     {"about", "blob", "chrome", "content", "data", "file", "filesystem", "ftp", "intent"}
-    | {"javascript", "jar", "mailto", "resource", "sms", "tel", "urn", "vbscript", "view-source", "ws", "wss"}
+    | {"javascript", "jar", "mailto", "mhtml", "resource", "smb", "sms", "tel", "urn", "vbscript", "view-source"}
+    | {"ws", "wss"}
 )
+# Drive letters, and what Windows hands to programs of its own.
+_REFUSED_SCHEME = re.compile(r".$|ms-|search")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _AUTHORITY = re.compile(r"(?P<host>[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 # RFC 3986's characters, less those that only user info and fragments need.
@@ -40,7 +43,7 @@ def fault(uri: str, environment: Environment) -> str | None:
     scheme, colon, rest = uri.partition(":")
     if not colon or _SCHEME.fullmatch(scheme) is None:
         return "must be absolute, with a scheme in lower case"
-    if scheme in _REFUSED_SCHEMES:
+    if scheme in _REFUSED_SCHEMES or _REFUSED_SCHEME.match(scheme) is not None:
         return f"the scheme {scheme} is not accepted"
     if not rest.startswith("/"):
         return "must have a slash after its scheme"
@@ -57,8 +60,10 @@ def with_scoped_key(uri: str, scoped_api_key: str, client_state: str) -> str:
     added = {KEY_PARAMETER: scoped_api_key}
     if client_state:
         added[STATE_PARAMETER] = client_state
-    separator = "?" if "?" not in uri else "" if uri.endswith(("?", "&")) else "&"
-    return uri + separator + urlencode(added)
+    before, _, query = uri.partition("?")
+    if query and not query.endswith("&"):
+        query += "&"
+    return f"{before}?{query}{urlencode(added, quote_via=quote)}"
 
 
 def _fault_of_parts(uri: str, scheme: str, environment: Environment) -> str | None:
@@ -97,7 +102,7 @@ def _fault_of_path(path: str) -> str | None:
 
 
 def _fault_of_query(query: str) -> str | None:
-    names = {unquote_plus(part.partition("=")[0]) for part in re.split("[&;]", query)}
+    names = {unquote_plus(part.partition("=")[0]).lower() for part in re.split("[&;]", query)}
     if not names.isdisjoint((KEY_PARAMETER, STATE_PARAMETER)):
         return f"must not hold {KEY_PARAMETER} or {STATE_PARAMETER}, which are added to it"
     return None

@@ -40,6 +40,11 @@ _FORM = re.compile(
 )
 
 
+# Anything that looks like a token, wherever it stands, its checksum right or not.
+_TOKEN = re.compile(r"(txk_[a-z]{3}|txl)_[0-9A-Za-z]{16}_[0-9A-Za-z]{8,}")
+_ID = re.compile(rf"[0-9A-Za-z]{{{ID_LENGTH}}}")
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """A well-formed token. Whether anybody issued it is another question."""
@@ -76,6 +81,21 @@ def parse(text: str) -> Token | None:
     if form is None or checksum(text[:-_CHECKSUM_LENGTH]) != text[-_CHECKSUM_LENGTH:]:
         return None
     return Token(_KINDS[form[1]], form[2], text)
+
+
+def is_id(text: str) -> bool:
+    """Tell whether a text has the form of a public id."""
+    return _ID.fullmatch(text) is not None
+
+
+def holds_token(text: str) -> bool:
+    """Tell whether a key or a link token stands somewhere in a text."""
+    return _TOKEN.search(text) is not None
+
+
+def redact(text: str) -> str:
+    """Return a text without the keys and link tokens that stand in it."""
+    return _TOKEN.sub(r"\1_…", text)
 
 
 def _random(length: int) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 
 from server.domain import redirects
 from server.domain.errors import ErrorReason, Refusal, Violation
 from server.domain.kinds import Environment
 from server.domain.model import Network
+from server.domain.token import holds_token, redact
 
 DISPLAY_NAME_LENGTH = 120
 DESCRIPTION_LENGTH = 1000
@@ -31,7 +32,8 @@ SHORTEST_LIFETIME = timedelta(minutes=1)
 LONGEST_SCOPED_KEY_LIFETIME = timedelta(days=3650)
 LONGEST_LINK_LIFETIME = timedelta(days=7)
 
-_WORKSPACE_ID = re.compile(r"[a-z][a-z0-9-]{1,61}[a-z0-9]")
+_MAPPED = IPv6Network("::ffff:0:0/96")
+_SLUG = re.compile(r"[a-z][a-z0-9-]{1,61}[a-z0-9]")
 _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _MANUFACTURER = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _LABEL_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
@@ -44,6 +46,11 @@ def is_device_id(text: str) -> bool:
     return _DEVICE_ID.fullmatch(text) is not None
 
 
+def is_slug(text: str) -> bool:
+    """Tell whether a workspace or a caller could have this id."""
+    return _SLUG.fullmatch(text) is not None
+
+
 def parse_address(text: str) -> IPv4Address | IPv6Address:
     """Return the address that a text is, IPv4-mapped IPv6 as IPv4. Raises ValueError, for zones and ports too."""
     address = ip_address(text)
@@ -53,6 +60,20 @@ def parse_address(text: str) -> IPv4Address | IPv6Address:
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped
     return address
+
+
+def parse_network(text: str) -> Network:
+    """Return the network that a text in CIDR form is. Raises ValueError, for host bits and for masks too.
+
+    IPv4-mapped IPv6 networks are refused: addresses of that form count as IPv4, so nothing would ever match.
+    """
+    address, _, length = text.partition("/")
+    if not length.isascii() or not length.isdigit() or "%" in address:
+        raise ValueError("not in CIDR form")
+    network = ip_network(text)
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        raise ValueError("an IPv4-mapped network")
+    return network
 
 
 class Fields:
@@ -86,6 +107,8 @@ class Fields:
         """Check words for people: a length in characters, and no control characters."""
         if not minimum <= len(value) <= maximum:
             self.fault(field, f"must have {minimum} to {maximum} characters, has {len(value)}")
+        elif holds_token(value):
+            self.fault(field, "holds a key or a link token, which must not be written down")
         elif any(ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 for character in value):  # noqa: PLR2004
             self.fault(field, "must have no control characters")
         return value
@@ -100,7 +123,7 @@ class Fields:
 
     def slug(self, field: str, value: str) -> str:
         """Check the id of a workspace or caller."""
-        if _WORKSPACE_ID.fullmatch(value) is None:
+        if not is_slug(value):
             self.fault(field, "must have 3 to 63 characters matching [a-z][a-z0-9-]*[a-z0-9]")
         return value
 
@@ -108,12 +131,16 @@ class Fields:
         """Check an id that others choose: visible ASCII."""
         if not 1 <= len(value) <= maximum or _VISIBLE_ASCII.fullmatch(value) is None:
             self.fault(field, f"must have 1 to {maximum} visible ASCII characters")
+        elif holds_token(value):
+            self.fault(field, "is a key or a link token")
         return value
 
     def client_state(self, field: str, value: str) -> str:
         """Check the customer's own value that is given back in a redirect URI."""
         if len(value) > CLIENT_STATE_LENGTH or _PRINTABLE_ASCII.fullmatch(value) is None:
             self.fault(field, f"must have at most {CLIENT_STATE_LENGTH} printable ASCII characters")
+        elif holds_token(value):
+            self.fault(field, "holds a key or a link token, which must not be written down")
         return value
 
     def header(self, field: str, value: str) -> str:
@@ -133,7 +160,9 @@ class Fields:
 
     def device_id(self, field: str, value: str) -> str:
         """Check the id of a device to record."""
-        if not is_device_id(value):
+        if holds_token(value):
+            self.fault(field, "is a key or a link token")
+        elif not is_device_id(value):
             self.fault(field, "must have 1 to 128 characters matching [A-Za-z0-9][A-Za-z0-9._:-]*")
         return value
 
@@ -168,9 +197,7 @@ class Fields:
         networks: dict[Network, None] = {}
         for index, value in enumerate(values):
             try:
-                if "/" not in value or "%" in value:
-                    raise ValueError
-                networks[ip_network(value)] = None
+                networks[parse_network(value)] = None
             except ValueError:
                 self.fault(
                     f"{field}[{index}]",
@@ -191,14 +218,14 @@ class Fields:
 
     def redirect_uris(self, field: str, values: Iterable[str], environment: Environment) -> tuple[str, ...]:
         """Check redirect URIs to register in a workspace of this kind."""
-        uris = tuple(dict.fromkeys(values))
+        uris = tuple(values)
         if len(uris) > REDIRECT_URIS:
             self.fault(field, f"must have at most {REDIRECT_URIS} entries, has {len(uris)}")
         for index, uri in enumerate(uris):
             found = redirects.fault(uri, environment)
             if found is not None:
                 self.fault(f"{field}[{index}]", found)
-        return uris
+        return tuple(dict.fromkeys(uris))
 
     def future(self, field: str, value: datetime | None, now: datetime) -> datetime | None:
         """Check an expiry; None means never."""
@@ -225,5 +252,5 @@ class Fields:
             self.fault(field, f"is required: name some of {', '.join(allowed)}")
         for path in paths:
             if path not in allowed:
-                self.fault(field, f"{path[:100]!r} cannot be set; the paths are {', '.join(allowed)}")
+                self.fault(field, f"{redact(path[:100])!r} cannot be set; the paths are {', '.join(allowed)}")
         return frozenset(paths)

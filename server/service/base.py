@@ -120,7 +120,7 @@ class Resources:
         """
         with self.store.write() as writer:
             now = self.clock()
-            earlier = _carried_out(writer, call)
+            earlier = _carried_out(writer, call, now)
             if earlier is not None:
                 value = again(writer, earlier.entity_id, now)
             else:
@@ -165,10 +165,12 @@ def repeated(what: str, entity_id: str) -> Refusal:
     )
 
 
-def _carried_out(writer: Writer, call: Call) -> CarriedOut | None:
+def _carried_out(writer: Writer, call: Call, now: datetime) -> CarriedOut | None:
     if not call.request_id:
         return None
     earlier = writer.carried_out(call.caller_id, call.method, call.request_id)
-    if earlier is not None and earlier.fingerprint != call.fingerprint:
+    if earlier is None or earlier.time < now - REQUEST_MEMORY:
+        return None
+    if earlier.fingerprint != call.fingerprint:
         raise invalid("request_id", "was used for a different request")
     return earlier

@@ -39,7 +39,7 @@ class CallerService:
             caller = reader.caller_of_key(token.public_id)
         generation = None
         if caller is not None:
-            generation = find_generation(token, caller.generations, self._resources.peppers)
+            generation = find_generation(token, caller.generations, self._resources.peppers, self._resources.clock())
         if caller is None or generation is None:
             raise Refusal(ErrorReason.CALLER_CREDENTIAL_UNKNOWN, "there is no such credential")
         if caller.revoke_time is not None:

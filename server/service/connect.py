@@ -9,7 +9,7 @@ from datetime import datetime
 from uuid6 import uuid7
 
 from server.domain import lifecycle, links, redirects
-from server.domain.decision import Question, decide
+from server.domain.decision import Decision, Question, decide
 from server.domain.errors import ErrorReason, Refusal
 from server.domain.events import EventType, Origin, describe
 from server.domain.kinds import CEILING, TOKEN_KIND, KeyKind
@@ -20,6 +20,7 @@ from server.domain.token import Token, TokenKind, mint, new_id, parse
 from server.domain.validation import DISPLAY_NAME_LENGTH, Fields
 from server.service.base import Call, Issued, Mutation, Resources, repeated, require_key, require_workspace
 from server.service.devices import Registration, check_registrations, record_devices
+from server.service.exposures import ExposureService
 from server.store.contract import Reader, Writer
 
 
@@ -44,8 +45,9 @@ class Completion:
 class ConnectService:
     """Creates, finds, completes and cancels links."""
 
-    def __init__(self, resources: Resources) -> None:
+    def __init__(self, resources: Resources, exposures: ExposureService) -> None:
         self._resources = resources
+        self._exposures = exposures
 
     def create_connect_link(
         self, call: Call, question: Question, redirect_uri: str, reference_id: str, client_state: str
@@ -63,10 +65,12 @@ class ConnectService:
         fields.refuse_if_invalid()
         # Once without the lock, so that nobody without a key can make writers queue, and once with it.
         with self._resources.store.read() as reader:
-            self._require_permitted(reader, question, self._resources.clock())
+            decision = self._decide(reader, question, self._resources.clock())
+        self._exposures.contain([decision], call.caller_id)
+        _require_permitted(decision)
 
         def work(writer: Writer, now: datetime) -> Issued[LinkView]:
-            key = self._require_permitted(writer, question, now)
+            key = _require_permitted(self._decide(writer, question, now))
             workspace = require_workspace(writer, key.workspace_id)
             links.check_redirect(redirect_uri, key, workspace)
             owner = links.choose_reference_id(key, reference_id, uuid7())
@@ -137,10 +141,12 @@ class ConnectService:
                 writer.replace_key(revoked)
                 writer.record([describe(EventType.KEY_REVOKED, origin, unseen, revoked, now)])
             found = writer.devices([given.device_id for given in registrations])
+            mine = (link.workspace_id, link.reference_id)
             devices = tuple(
-                device
-                for device in found.values()
-                if (device.workspace_id, device.reference_id) == (link.workspace_id, link.reference_id)
+                found[given.device_id]
+                for given in registrations
+                if given.device_id in found
+                and (found[given.device_id].workspace_id, found[given.device_id].reference_id) == mine
             )
             return self._complete(writer, origin, link, devices, now)
 
@@ -208,23 +214,10 @@ class ConnectService:
             redirects.with_scoped_key(link.redirect_uri, minted.text, link.client_state),
         )
 
-    def _require_permitted(self, reader: Reader, question: Question, now: datetime) -> Key:
-        """Return the customer's key if it may create links. Raises Refusal (API_KEY_DENIED)."""
+    def _decide(self, reader: Reader, question: Question, now: datetime) -> Decision:
         token = question.presented.token
         key = None if token is None else reader.keys([token.public_id]).get(token.public_id)
-        decision = decide(question, key, None, self._resources.peppers, now)
-        if decision.allowed and decision.key is not None:
-            return decision.key
-        outcome = OUTCOMES[decision.reason]
-        metadata = {
-            "deny_reason": decision.reason.name,
-            "http_status_code": str(outcome.http_status_code),
-        }
-        if decision.missing_permission is not None:
-            metadata["missing_permission"] = decision.missing_permission.value
-        if decision.key is not None:
-            metadata["key_id"] = decision.key.key_id
-        raise Refusal(ErrorReason.API_KEY_DENIED, f"api_key: {outcome.explanation}", metadata=metadata)
+        return decide(question, key, None, self._resources.peppers, now)
 
     def _require_link_of(self, reader: Reader, token: Token) -> ConnectLink:
         """Return the link of a token. Raises Refusal (CONNECT_LINK_NOT_FOUND), for a wrong secret too."""
@@ -232,6 +225,22 @@ class ConnectService:
         if not self._resources.peppers.matches(token.text, link.pepper_id, link.digest):
             raise _not_found()
         return link
+
+
+def _require_permitted(decision: Decision) -> Key:
+    """Return the customer's key if it may create links. Raises Refusal (API_KEY_DENIED)."""
+    if decision.allowed and decision.key is not None:
+        return decision.key
+    outcome = OUTCOMES[decision.reason]
+    metadata = {
+        "deny_reason": decision.reason.name,
+        "http_status_code": str(outcome.http_status_code),
+    }
+    if decision.missing_permission is not None:
+        metadata["missing_permission"] = decision.missing_permission.value
+    if decision.key is not None:
+        metadata["key_id"] = decision.key.key_id
+    raise Refusal(ErrorReason.API_KEY_DENIED, f"api_key: {outcome.explanation}", metadata=metadata)
 
 
 def _require_token(link_token: str) -> Token:

@@ -9,6 +9,7 @@ from datetime import datetime
 from server.domain.errors import ErrorReason, Refusal
 from server.domain.events import Event, EventType, Origin, describe
 from server.domain.model import Device
+from server.domain.token import redact
 from server.domain.validation import Fields
 from server.service.base import Call, Listing, Mutation, Resources, require_workspace
 from server.store.contract import DeviceFilter, Reader, Writer
@@ -159,16 +160,17 @@ class DeviceService:
             others = [device_id for device_id, device in owned.items() if device.reference_id != reference_id]
             if others:
                 raise _owned_by_another(others)
+            if (target_id, new_reference_id) == (workspace_id, reference_id):
+                return tuple(owned.values())
             moved = [
                 replace(device, workspace_id=target_id, reference_id=new_reference_id, update_time=now)
                 for device in owned.values()
             ]
-            if (target_id, new_reference_id) != (workspace_id, reference_id):
-                writer.put_devices(moved)
-                writer.record(
-                    describe(EventType.DEVICE_TRANSFERRED, call.origin, owned[after.device_id], after, now)
-                    for after in moved
-                )
+            writer.put_devices(moved)
+            writer.record(
+                describe(EventType.DEVICE_TRANSFERRED, call.origin, owned[after.device_id], after, now)
+                for after in moved
+            )
             return tuple(moved)
 
         return self._resources.carry_out(call, work, _no_id, _as_they_are(device_ids))
@@ -249,6 +251,6 @@ def _owned_by_another(device_ids: Collection[str]) -> Refusal:
 
 def _some(device_ids: Collection[str]) -> str:
     """Name the first few ids, shortened, since a caller may have sent anything."""
-    named = [ascii(device_id)[1:-1][:128] for device_id in list(device_ids)[:_NAMED_IDS]]
+    named = [redact(ascii(device_id)[1:-1][:128]) for device_id in list(device_ids)[:_NAMED_IDS]]
     more = len(device_ids) - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")

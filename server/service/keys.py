@@ -166,7 +166,7 @@ class KeyService:
         with self._resources.store.read() as reader:
             key = reader.keys([token.public_id]).get(token.public_id)
         if key is not None and TOKEN_KIND[key.kind] is token.kind:
-            generation = find_generation(token, key.generations, self._resources.peppers)
+            generation = find_generation(token, key.generations, self._resources.peppers, self._resources.clock())
             if generation is not None:
                 return key, generation
         raise Refusal(ErrorReason.KEY_NOT_FOUND, "there is no such key")
@@ -275,8 +275,11 @@ def _check_result(_before: Key, after: Key, actor: Key) -> None:
 
 
 def _check_widening(before: Key, after: Key, actor: Key) -> None:
-    """Let anyone who may manage keys narrow one; what is widened must stay within the actor."""
-    if excess(authority_of(after), authority_of(before)):
+    """Let anyone who may manage keys narrow one; what is widened must stay within the actor.
+
+    A redirect URI more is a widening: it says where scoped keys are sent.
+    """
+    if excess(authority_of(after), authority_of(before)) or not set(after.redirect_uris) <= set(before.redirect_uris):
         check_within(after, actor)
 
 

@@ -36,7 +36,7 @@ class Engine(Protocol):
         """Take the write lock and open a transaction, which is rolled back unless the block commits it."""
 
     def migrating(self) -> AbstractContextManager[peewee.Database]:
-        """Keep everybody else out, and commit when the block ends."""
+        """Keep other writers out, and commit when the block ends."""
 
     def close(self) -> None:
         """Let go of connections."""
@@ -91,14 +91,8 @@ class PeeweeReader:
         head = self.head()
         if revision.epoch != head.epoch or revision.number > head.number:
             return False
-        if revision.number == head.number:
-            return revision.nonce == head.nonce
-        change = self._first(
-            tables.Change.select().where(
-                (tables.Change.revision == revision.number) & (tables.Change.nonce == revision.nonce)
-            )
-        )
-        return change is not None
+        change = self._first(tables.Change.select().where(tables.Change.revision == revision.number))
+        return change is not None and change["nonce"] == revision.nonce
 
     def workspace(self, workspace_id: str) -> Workspace | None:
         """Return a workspace."""
@@ -243,6 +237,7 @@ class PeeweeWriter(PeeweeReader):
         self._before = self.head()
         self._after = Revision(self._before.epoch, self._before.number + 1, secrets.randbits(63))
         self._touched: dict[tuple[str, str], None] = {}
+        self._recorded = False
         self._ended_unchanged = False
 
     @property
@@ -252,6 +247,8 @@ class PeeweeWriter(PeeweeReader):
 
     def finish(self) -> bool:
         """Move the head on and write the change log, unless nothing was changed. Tell whether there is any change."""
+        if self._recorded and not self._touched:
+            self._touch("event", str(self._after.number))
         if not self._touched:
             self._ended_unchanged = True
             return False
@@ -270,30 +267,30 @@ class PeeweeWriter(PeeweeReader):
         """Insert a workspace."""
         if self.workspace(workspace.workspace_id) is not None:
             raise Duplicate
-        self._add(tables.Workspace, rows.workspace_row(workspace))
         self._touch("workspace", workspace.workspace_id)
+        self._add(tables.Workspace, rows.workspace_row(workspace))
 
     def replace_workspace(self, workspace: Workspace) -> None:
         """Store the new state of a workspace."""
-        self._replace(tables.Workspace, tables.Workspace.workspace_id, rows.workspace_row(workspace))
         self._touch("workspace", workspace.workspace_id)
+        self._replace(tables.Workspace, tables.Workspace.workspace_id, rows.workspace_row(workspace))
 
     def add_key(self, key: Key) -> None:
         """Insert a key."""
         if self.keys([key.key_id]):
             raise Duplicate
+        self._touch("key", key.key_id)
         self._add(tables.Key, rows.key_row(key))
         self._put_generations(tables.KeyGeneration, key.key_id, key)
         self._put_labels(key)
-        self._touch("key", key.key_id)
 
     def replace_key(self, key: Key) -> None:
         """Store the new state of a key."""
+        self._touch("key", key.key_id)
         self._replace(tables.Key, tables.Key.key_id, rows.key_row(key))
         self._put_generations(tables.KeyGeneration, key.key_id, key)
         tables.KeyLabel.delete().where(tables.KeyLabel.key_id == key.key_id).execute(self._database)
         self._put_labels(key)
-        self._touch("key", key.key_id)
 
     def put_devices(self, devices: Sequence[Device]) -> None:
         """Insert devices, or store their new state."""
@@ -316,31 +313,33 @@ class PeeweeWriter(PeeweeReader):
         """Insert a Connect link."""
         if self.connect_link(link.connect_link_id) is not None:
             raise Duplicate
-        self._insert(tables.ConnectLink, [rows.connect_link_row(link)])
         self._touch("connect_link", link.connect_link_id)
+        self._insert(tables.ConnectLink, [rows.connect_link_row(link)])
 
     def replace_connect_link(self, link: ConnectLink) -> None:
         """Store the new state of a Connect link."""
-        self._replace(tables.ConnectLink, tables.ConnectLink.connect_link_id, rows.connect_link_row(link))
         self._touch("connect_link", link.connect_link_id)
+        self._replace(tables.ConnectLink, tables.ConnectLink.connect_link_id, rows.connect_link_row(link))
 
     def add_caller(self, caller: Caller) -> None:
         """Insert a caller."""
         if self.caller(caller.caller_id) is not None or self.caller_of_key(caller.key_id) is not None:
             raise Duplicate
+        self._touch("caller", caller.key_id)
         self._add(tables.Caller, rows.caller_row(caller))
         self._put_generations(tables.CallerGeneration, caller.key_id, caller)
-        self._touch("caller", caller.key_id)
 
     def replace_caller(self, caller: Caller) -> None:
         """Store the new state of a caller."""
+        self._touch("caller", caller.key_id)
         self._replace(tables.Caller, tables.Caller.caller_id, rows.caller_row(caller))
         self._put_generations(tables.CallerGeneration, caller.key_id, caller)
-        self._touch("caller", caller.key_id)
 
     def record(self, events: Iterable[Event]) -> None:
         """Append to the event log."""
-        self._insert(tables.Event, [rows.event_row(event) | {"revision": self._after.number} for event in events])
+        new = [rows.event_row(event) | {"revision": self._after.number} for event in events]
+        self._insert(tables.Event, new)
+        self._recorded = self._recorded or bool(new)
 
     def remember(self, request: CarriedOut, forget_before: datetime) -> None:
         """Remember a request id."""

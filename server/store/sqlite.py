@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,18 +19,19 @@ from server.store.contract import StoreUnavailable
 BUSY_SECONDS = 5.0
 
 _PRAGMAS = (
-    ("journal_mode", "wal"),
     # A commit that has returned survives a loss of power.
     ("synchronous", "full"),
     ("foreign_keys", 1),
 )
+_RETRY_SECONDS = 0.02
 
 
 class SqliteEngine:
     """Connections to one SQLite file, one for each thread, and its transactions.
 
     The file is never made by opening it: only `create` does that, so that a file that was moved away is noticed, and
-    not replaced by an empty one.
+    not replaced by an empty one. A file that took the place of the one first opened is never used: the old one's log
+    may lie beside it, and SQLite would read that log into it.
     """
 
     def __init__(self, path: Path, busy_seconds: float = BUSY_SECONDS) -> None:
@@ -37,21 +40,26 @@ class SqliteEngine:
         self.database = peewee.SqliteDatabase(
             f"file:{quote(str(path.absolute()))}?mode=rw", pragmas=_PRAGMAS, timeout=busy_seconds, uri=True
         )
-        self._local = threading.local()
+        self._identity: tuple[int, int] | None = None
         # SQLite's own lock is polled for, and is not fair. Within the process, writers queue here first.
         self._writers = threading.Lock()
 
     def create(self) -> None:
-        """Make an empty file, readable by its owner alone, where there is none. Raises StoreUnavailable."""
+        """Make an empty file, readable by its owner alone, where there is none. Raises StoreUnavailable.
+
+        A file that is there is not so much as opened: closing it would drop the locks that this process has on it.
+        """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+            with suppress(FileExistsError):
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
             raise StoreUnavailable(f"cannot create {self._path}: {error.strerror}") from error
 
     @contextmanager
     def reading(self) -> Iterator[peewee.Database]:
         """Open a snapshot: every statement of the block sees the same state. Raises StoreUnavailable."""
+        self._refuse_nesting()
         with self._failures_named():
             self._connect()
             self.database.begin()
@@ -67,6 +75,7 @@ class SqliteEngine:
 
         Raises StoreUnavailable, also where the lock is not to be had in time.
         """
+        self._refuse_nesting()
         if not self._writers.acquire(timeout=self._busy_seconds):
             raise StoreUnavailable("other writers keep the database busy")
         try:
@@ -82,28 +91,60 @@ class SqliteEngine:
 
     @contextmanager
     def migrating(self) -> Iterator[peewee.Database]:
-        """Keep everybody else out, and commit when the block ends. Raises StoreUnavailable."""
+        """Keep other writers out, and commit when the block ends. Raises StoreUnavailable.
+
+        Foreign keys are not minded inside, so that a table that others refer to can be rebuilt, but before the commit.
+        """
         with self._failures_named():
             self._connect()
-            with self.database.atomic("EXCLUSIVE"):
-                yield self.database
+            self.database.pragma("foreign_keys", 0)
+            try:
+                with self.database.atomic("EXCLUSIVE"):
+                    yield self.database
+                    broken = self.database.execute_sql("PRAGMA foreign_key_check").fetchall()
+                    if broken:
+                        raise StoreUnavailable(f"the migration would leave {len(broken)} rows that refer to nothing")
+            finally:
+                self.database.pragma("foreign_keys", 1)
 
     def close(self) -> None:
         """Close the calling thread's connection; those of other threads close as the threads end."""
         self.database.close()
 
     def _connect(self) -> None:
-        """Make sure that this thread's connection is to the file that is at the path now."""
+        """Make sure that this thread has a connection, and that the file is still where it was."""
         try:
             found = self._path.stat()
         except OSError as error:
-            self.database.close()
             raise StoreUnavailable(f"{self._path}: {error.strerror}") from error
         identity = (found.st_dev, found.st_ino)
-        if not self.database.is_closed() and getattr(self._local, "identity", None) != identity:
-            self.database.close()
+        if self._identity not in (None, identity):
+            raise StoreUnavailable(f"{self._path} was replaced by another file: stop this process, then start it again")
         if self.database.connect(reuse_if_open=True):
-            self._local.identity = identity
+            try:
+                if self.database.pragma("journal_mode") != "wal":
+                    self._write_ahead()
+            except BaseException:
+                self.database.close()
+                raise
+        self._identity = identity
+
+    def _refuse_nesting(self) -> None:
+        if self.database.in_transaction():
+            raise RuntimeError("a thread has one transaction at a time")
+
+    def _write_ahead(self) -> None:
+        """Turn on the write-ahead log, which stays on. The busy timeout does not apply to this, so wait here."""
+        deadline = time.monotonic() + self._busy_seconds
+        while True:
+            try:
+                self.database.pragma("journal_mode", "wal")
+            except peewee.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return
 
     def _end(self) -> None:
         """Roll back what the block has not committed."""
@@ -114,8 +155,8 @@ class SqliteEngine:
     def _failures_named(self) -> Iterator[None]:
         try:
             yield
-        except (peewee.IntegrityError, peewee.ProgrammingError):
+        except (peewee.IntegrityError, peewee.ProgrammingError, sqlite3.IntegrityError, sqlite3.ProgrammingError):
             raise  # a fault of ours, not of the database
-        except peewee.DatabaseError as error:
+        except (peewee.DatabaseError, sqlite3.DatabaseError) as error:
             # The driver's words name files and conditions, never values.
             raise StoreUnavailable(str(error)) from error

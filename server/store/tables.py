@@ -101,6 +101,7 @@ class Key(Model):
     update_time = InstantField()
     suspend_time = InstantField(null=True)
     revoke_time = InstantField(null=True)
+    expose_time = InstantField(null=True)
     state_reason = TextField()
     created_by_caller_id = TextField()
     created_by_key_id = TextField(null=True)
@@ -138,7 +139,6 @@ class KeyGeneration(Model):
         primary_key = CompositeKey("key_id", "number")
         constraints = (
             Check("number >= 1", "key_generation_counts_from_one"),
-            Check("retire_time IS NULL OR retire_time >= create_time", "key_generation_retires_after_creation"),
             foreign_key("key_generation_of_key", "key_id", "api_key"),
         )
 
@@ -249,7 +249,6 @@ class CallerGeneration(Model):
         primary_key = CompositeKey("key_id", "number")
         constraints = (
             Check("number >= 1", "caller_generation_counts_from_one"),
-            Check("retire_time IS NULL OR retire_time >= create_time", "caller_generation_retires_after_creation"),
             foreign_key("caller_generation_of_caller", "key_id", "caller"),
         )
 

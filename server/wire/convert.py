@@ -103,7 +103,9 @@ def length_of_time(request: Message, field: str, path: str) -> timedelta | None:
     if not request.HasField(field):
         return None
     try:
-        length: timedelta = getattr(request, field).ToTimedelta()
+        message = getattr(request, field)
+        message.ToJsonString()  # raises where the parts contradict each other, which the next line does not
+        length: timedelta = message.ToTimedelta()
     except (ValueError, OverflowError):
         raise invalid(path, "is not a valid duration") from None
     return length
@@ -189,6 +191,7 @@ def key(given: Key, now: datetime) -> key_pb2.Key:
         update_time=timestamp(given.update_time),
         suspend_time=timestamp(given.suspend_time),
         revoke_time=timestamp(given.revoke_time),
+        expose_time=timestamp(given.expose_time),
         state_reason=given.state_reason,
         created_by_caller_id=given.created_by_caller_id,
         created_by_key_id=given.created_by_key_id or "",

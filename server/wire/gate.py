@@ -134,6 +134,8 @@ class Gate(grpc.ServerInterceptor):
         if isinstance(error, StoreUnavailable):
             self._on_store_unavailable()
             _log.warning("store unavailable", method=method, cause=str(error))
+        if refusal.reason is ErrorReason.PEPPER_UNAVAILABLE:
+            _log.error("pepper missing", method=method, **refusal.metadata)
         if refusal.reason is ErrorReason.INTERNAL_FAULT:
             _log.error("internal fault", method=method, exc_info=error, **refusal.metadata)
         _log_call(method, rpc, CODES[refusal.reason], started, error_reason=refusal.reason.name)

@@ -44,6 +44,12 @@ class HealthMonitor:
         self._wake.set()
         self.servicer.enter_graceful_shutdown()
 
+    def stop(self) -> None:
+        """Drain, and wait until the store is asked no more."""
+        self.drain()
+        if self._thread.is_alive():
+            self._thread.join()
+
     def _watch(self) -> None:
         while not self._stopping:
             self._wake.wait(self._probe_seconds)

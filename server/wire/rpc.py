@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from google.protobuf.message import Message
 
 from server.domain.model import Caller
+from server.domain.token import is_id
+from server.domain.validation import is_slug
 from server.service.base import Call
 
 
@@ -27,6 +29,11 @@ CURRENT: ContextVar[Rpc] = ContextVar("CURRENT")
 def note(**notes: object) -> None:
     """Add to the access log's line of the call under way."""
     CURRENT.get().notes.update(notes)
+
+
+def note_id(name: str, text: str) -> None:
+    """Add an id that a caller gave to the access log's line, if it is one: callers mistake keys for their ids."""
+    note(**{name: text if is_id(text) or is_slug(text) else "malformed"})
 
 
 def call_of(request: Message) -> Call:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -29,6 +31,7 @@ from server.service.base import Resources
 from server.service.callers import CallerService
 from server.service.connect import ConnectService
 from server.service.devices import DeviceService
+from server.service.exposures import ExposureService
 from server.service.keys import KeyService
 from server.service.workspaces import WorkspaceService
 from server.wire.gate import MAXIMUM_MESSAGE_BYTES, Gate
@@ -52,6 +55,9 @@ SERVICES = tuple(
     )
 )
 
+# How long the answers of calls that are done may take to leave.
+LAST_ANSWERS_SECONDS = 0.5
+
 _OPTIONS = (
     # Beyond what a request may weigh, so that the gate can say which limit was passed and by how much.
     ("grpc.max_receive_message_length", 4 * MAXIMUM_MESSAGE_BYTES),
@@ -68,6 +74,36 @@ class Tls:
     private_key: bytes
 
 
+class CountingPool(ThreadPoolExecutor):
+    """A pool that knows whether any call is being worked on or waits for a thread."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(max_workers=threads, thread_name_prefix="rpc")
+        self._lock = threading.Lock()
+        self._under_way = 0
+
+    @property
+    def idle(self) -> bool:
+        """Tell whether there is nothing to do."""
+        return self._under_way == 0
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Work on something."""
+        with self._lock:
+            self._under_way += 1
+        try:
+            future = super().submit(function, *args, **kwargs)
+        except BaseException:
+            self._done(None)
+            raise
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, _future: Future[Any] | None) -> None:
+        with self._lock:
+            self._under_way -= 1
+
+
 class AddressTaken(Exception):  # noqa: N818 - it names a state
     """The address cannot be listened on."""
 
@@ -78,18 +114,20 @@ class GrpcServer:
     def __init__(self, resources: Resources, threads: int, open_reflection: bool) -> None:
         callers = CallerService(resources)
         self._health = HealthMonitor(resources.store.ping, SERVICES)
+        self._pool = CountingPool(threads)
         self._server = grpc.server(
-            ThreadPoolExecutor(max_workers=threads, thread_name_prefix="rpc"),
+            self._pool,
             interceptors=[Gate(callers, open_reflection, self._health.probe_now)],
             options=_OPTIONS,
         )
         clock = resources.clock
+        exposures = ExposureService(resources)
         authorize_service_pb2_grpc.add_AuthorizeServiceServicer_to_server(
-            AuthorizeServicer(AuthorizationService(resources)), self._server
+            AuthorizeServicer(AuthorizationService(resources), exposures), self._server
         )
         key_service_pb2_grpc.add_KeyServiceServicer_to_server(KeyServicer(KeyService(resources), clock), self._server)
         connect_service_pb2_grpc.add_ConnectServiceServicer_to_server(
-            ConnectServicer(ConnectService(resources), clock), self._server
+            ConnectServicer(ConnectService(resources, exposures), clock), self._server
         )
         device_service_pb2_grpc.add_DeviceServiceServicer_to_server(
             DeviceServicer(DeviceService(resources)), self._server
@@ -116,11 +154,28 @@ class GrpcServer:
         self._server.start()
         return port
 
-    def drain(self, grace_seconds: float) -> Callable[[float | None], bool]:
-        """Refuse new calls, let those in flight finish, and return a function that waits for it, with a time-out."""
-        self._health.drain()
-        return self._server.stop(grace_seconds).wait
+    def drain(self, grace_seconds: float) -> Callable[[float], bool]:
+        """Refuse new calls and let those in flight finish, for so long at most.
 
-    def stop_now(self) -> None:
-        """Cut off the calls in flight."""
+        The returned function waits for some seconds, and tells whether it is over. Who watches health never finishes by
+        itself, and is cut off as soon as nobody else is left.
+        """
+        self._health.drain()
+        stopped = self._server.stop(grace_seconds)
+
+        def wait(seconds: float) -> bool:
+            if not stopped.wait(seconds) and self._pool.idle:
+                self._server.stop(min(grace_seconds, LAST_ANSWERS_SECONDS))
+            return stopped.is_set()
+
+        return wait
+
+    def cut_off(self) -> None:
+        """Cut off the calls in flight, and wait for nothing."""
         self._server.stop(None)
+
+    def stop(self) -> None:
+        """Cut off the calls in flight, and wait until nothing runs any more."""
+        self._server.stop(None).wait()
+        self._health.stop()
+        self._pool.shutdown()

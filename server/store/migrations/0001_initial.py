@@ -89,6 +89,7 @@ def up(_migrator: SchemaMigrator, db: Database) -> None:
         update_time = BigIntegerField()
         suspend_time = BigIntegerField(null=True)
         revoke_time = BigIntegerField(null=True)
+        expose_time = BigIntegerField(null=True)
         state_reason = TextField()
         created_by_caller_id = TextField()
         created_by_key_id = TextField(null=True)
@@ -123,7 +124,6 @@ def up(_migrator: SchemaMigrator, db: Database) -> None:
             primary_key = CompositeKey("key_id", "number")
             constraints = (
                 Check("number >= 1", "key_generation_counts_from_one"),
-                Check("retire_time IS NULL OR retire_time >= create_time", "key_generation_retires_after_creation"),
                 foreign_key("key_generation_of_key", "key_id", "api_key"),
             )
 
@@ -218,7 +218,6 @@ def up(_migrator: SchemaMigrator, db: Database) -> None:
             primary_key = CompositeKey("key_id", "number")
             constraints = (
                 Check("number >= 1", "caller_generation_counts_from_one"),
-                Check("retire_time IS NULL OR retire_time >= create_time", "caller_generation_retires_after_creation"),
                 foreign_key("caller_generation_of_caller", "key_id", "caller"),
             )
 
@@ -283,4 +282,6 @@ def up(_migrator: SchemaMigrator, db: Database) -> None:
         ],
         safe=False,
     )
-    Revision.insert(row=1, epoch=str(uuid.uuid4()), number=0, nonce=secrets.randbits(63)).execute()
+    epoch, nonce = str(uuid.uuid4()), secrets.randbits(63)
+    Revision.insert(row=1, epoch=epoch, number=0, nonce=nonce).execute()
+    Change.insert(revision=0, nonce=nonce, entity_kind="epoch", entity_id=epoch).execute()

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import grpc
+import structlog
 from texture.auth.v1 import authorize_service_pb2 as pb
 from texture.auth.v1 import authorize_service_pb2_grpc, error_pb2
 
 from server.domain.decision import Question, ask
 from server.domain.errors import Refusal
 from server.domain.validation import BATCH, Fields
-from server.service.authorization import Answer, AuthorizationService
+from server.service.authorization import Answer, Answers, AuthorizationService
+from server.service.exposures import ExposureService
+from server.store.contract import StoreUnavailable
 from server.wire import convert
-from server.wire.rpc import note
+from server.wire.rpc import CURRENT, note
+
+_log = structlog.get_logger("texture_auth.exposure")
 
 
 class AuthorizeServicer(authorize_service_pb2_grpc.AuthorizeServiceServicer):
     """AuthorizeService, as `authorize_service.proto` describes it."""
 
-    def __init__(self, service: AuthorizationService) -> None:
+    def __init__(self, service: AuthorizationService, exposures: ExposureService) -> None:
         self._service = service
+        self._exposures = exposures
 
     def Authorize(self, request: pb.AuthorizeRequest, context: grpc.ServicerContext) -> pb.AuthorizeResponse:
         """Answer one question."""
@@ -27,6 +33,7 @@ class AuthorizeServicer(authorize_service_pb2_grpc.AuthorizeServiceServicer):
         (answer,) = answers.answers
         if isinstance(answer, Refusal):
             raise answer
+        self._contain(answers)
         decision = answer.decision
         note(
             permission=question.permission.value,
@@ -47,6 +54,7 @@ class AuthorizeServicer(authorize_service_pb2_grpc.AuthorizeServiceServicer):
         fields.refuse_if_invalid()
         questions = [_question_or_refusal(question) for question in request.questions]
         answers = self._service.answer(questions, request.at_least_revision)
+        self._contain(answers)
         revision = answers.revision.encode()
         note(
             questions=len(questions),
@@ -55,6 +63,14 @@ class AuthorizeServicer(authorize_service_pb2_grpc.AuthorizeServiceServicer):
         return pb.BatchAuthorizeResponse(
             answers=[_batch_answer(answer, revision) for answer in answers.answers], revision=revision
         )
+
+    def _contain(self, answers: Answers) -> None:
+        """Apply the policies to the keys that were found exposed. The answer is a denial whatever comes of it."""
+        decisions = [answer.decision for answer in answers.answers if isinstance(answer, Answer)]
+        try:
+            self._exposures.contain(decisions, CURRENT.get().caller.caller_id)
+        except StoreUnavailable as error:
+            _log.warning("exposed keys not dealt with yet", cause=str(error))
 
 
 def _question(message: pb.AuthorizeRequest | pb.Question) -> Question:

@@ -11,7 +11,7 @@ from texture.auth.v1 import caller_service_pb2_grpc
 from server.domain.kinds import Role
 from server.service.callers import CallerService
 from server.wire import convert
-from server.wire.rpc import call_of, note
+from server.wire.rpc import call_of, note, note_id
 
 
 class CallerServicer(caller_service_pb2_grpc.CallerServiceServicer):
@@ -46,7 +46,7 @@ class CallerServicer(caller_service_pb2_grpc.CallerServiceServicer):
 
     def UpdateCaller(self, request: pb.UpdateCallerRequest, context: grpc.ServicerContext) -> pb.UpdateCallerResponse:
         """Change a caller."""
-        note(subject_caller_id=request.caller.caller_id[:64])
+        note_id("subject_caller_id", request.caller.caller_id)
         mutation = self._service.update_caller(
             call_of(request),
             request.caller.caller_id,
@@ -64,7 +64,7 @@ class CallerServicer(caller_service_pb2_grpc.CallerServiceServicer):
         self, request: pb.RotateCallerKeyRequest, context: grpc.ServicerContext
     ) -> pb.RotateCallerKeyResponse:
         """Give a caller a new secret."""
-        note(subject_caller_id=request.caller_id[:64])
+        note_id("subject_caller_id", request.caller_id)
         mutation = self._service.rotate_caller_key(call_of(request), request.caller_id, convert.rotation(request))
         rotated = mutation.value
         return pb.RotateCallerKeyResponse(
@@ -76,7 +76,7 @@ class CallerServicer(caller_service_pb2_grpc.CallerServiceServicer):
 
     def RevokeCaller(self, request: pb.RevokeCallerRequest, context: grpc.ServicerContext) -> pb.RevokeCallerResponse:
         """End a caller for good."""
-        note(subject_caller_id=request.caller_id[:64])
+        note_id("subject_caller_id", request.caller_id)
         mutation = self._service.revoke_caller(call_of(request), request.caller_id)
         return pb.RevokeCallerResponse(
             caller=convert.caller(mutation.value),

@@ -14,7 +14,7 @@ from server.service.base import Clock
 from server.service.connect import ConnectService
 from server.service.devices import Registration
 from server.wire import convert
-from server.wire.rpc import call_of, note
+from server.wire.rpc import call_of, note, note_id
 
 
 class ConnectServicer(connect_service_pb2_grpc.ConnectServiceServicer):
@@ -84,7 +84,7 @@ class ConnectServicer(connect_service_pb2_grpc.ConnectServiceServicer):
         self, request: pb.CancelConnectLinkRequest, context: grpc.ServicerContext
     ) -> pb.CancelConnectLinkResponse:
         """Cancel an open link."""
-        note(connect_link_id=request.connect_link_id[:64])
+        note_id("connect_link_id", request.connect_link_id)
         mutation = self._service.cancel_connect_link(call_of(request), request.connect_link_id)
         return pb.CancelConnectLinkResponse(
             connect_link=convert.connect_link(mutation.value),

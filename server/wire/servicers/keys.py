@@ -11,7 +11,7 @@ from server.domain.model import Key
 from server.service.base import Clock
 from server.service.keys import KeyFields, KeyService
 from server.wire import convert
-from server.wire.rpc import call_of, note
+from server.wire.rpc import call_of, note, note_id
 
 
 class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
@@ -56,7 +56,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
 
     def UpdateKey(self, request: pb.UpdateKeyRequest, context: grpc.ServicerContext) -> pb.UpdateKeyResponse:
         """Change fields of a key."""
-        note(key_id=request.key.key_id[:64])
+        note_id("key_id", request.key.key_id)
         mutation = self._service.update_key(
             call_of(request), request.key.key_id, _fields(request.key, "key."), request.update_mask.paths
         )
@@ -68,7 +68,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
 
     def SuspendKey(self, request: pb.SuspendKeyRequest, context: grpc.ServicerContext) -> pb.SuspendKeyResponse:
         """Switch a key off."""
-        note(key_id=request.key_id[:64])
+        note_id("key_id", request.key_id)
         mutation = self._service.suspend_key(call_of(request), request.key_id)
         return pb.SuspendKeyResponse(
             key=self._message(mutation.value),
@@ -78,13 +78,13 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
 
     def ResumeKey(self, request: pb.ResumeKeyRequest, context: grpc.ServicerContext) -> pb.ResumeKeyResponse:
         """Switch a key on."""
-        note(key_id=request.key_id[:64])
+        note_id("key_id", request.key_id)
         mutation = self._service.resume_key(call_of(request), request.key_id)
         return pb.ResumeKeyResponse(key=self._message(mutation.value), revision=mutation.revision.encode())
 
     def RotateKey(self, request: pb.RotateKeyRequest, context: grpc.ServicerContext) -> pb.RotateKeyResponse:
         """Give a key a new secret."""
-        note(key_id=request.key_id[:64])
+        note_id("key_id", request.key_id)
         mutation = self._service.rotate_key(call_of(request), request.key_id, convert.rotation(request))
         rotated = mutation.value
         return pb.RotateKeyResponse(
@@ -96,7 +96,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
 
     def RevokeKey(self, request: pb.RevokeKeyRequest, context: grpc.ServicerContext) -> pb.RevokeKeyResponse:
         """End a key for good."""
-        note(key_id=request.key_id[:64])
+        note_id("key_id", request.key_id)
         mutation = self._service.revoke_key(call_of(request), request.key_id)
         return pb.RevokeKeyResponse(
             key=self._message(mutation.value),

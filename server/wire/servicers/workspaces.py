@@ -9,7 +9,7 @@ from texture.auth.v1.workspace_pb2 import Workspace as WorkspaceMessage
 
 from server.service.workspaces import WorkspaceFields, WorkspaceService
 from server.wire import convert
-from server.wire.rpc import call_of, note
+from server.wire.rpc import call_of, note, note_id
 
 
 class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
@@ -51,7 +51,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self, request: pb.UpdateWorkspaceRequest, context: grpc.ServicerContext
     ) -> pb.UpdateWorkspaceResponse:
         """Change settings of a workspace."""
-        note(workspace_id=request.workspace.workspace_id[:64])
+        note_id("workspace_id", request.workspace.workspace_id)
         mutation = self._service.update_workspace(
             call_of(request),
             request.workspace.workspace_id,

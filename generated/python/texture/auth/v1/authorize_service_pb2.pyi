@@ -64,7 +64,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_KEY_UNKNOWN: _Reason.ValueType  # 4
     """There is no such key. The same for an unknown id and for a wrong secret. HTTP 401."""
     REASON_KEY_EXPOSED: _Reason.ValueType  # 5
-    """A server key arrived from a browser or an app, so it has leaked. HTTP 403."""
+    """A server key arrived from a browser or an app, so it has leaked; its workspace's policy has been applied. HTTP 403."""
     REASON_KEY_REVOKED: _Reason.ValueType  # 6
     """The key was revoked. HTTP 401."""
     REASON_KEY_SUSPENDED: _Reason.ValueType  # 7
@@ -98,7 +98,7 @@ REASON_KEY_MALFORMED: Reason.ValueType  # 3
 REASON_KEY_UNKNOWN: Reason.ValueType  # 4
 """There is no such key. The same for an unknown id and for a wrong secret. HTTP 401."""
 REASON_KEY_EXPOSED: Reason.ValueType  # 5
-"""A server key arrived from a browser or an app, so it has leaked. HTTP 403."""
+"""A server key arrived from a browser or an app, so it has leaked; its workspace's policy has been applied. HTTP 403."""
 REASON_KEY_REVOKED: Reason.ValueType  # 6
 """The key was revoked. HTTP 401."""
 REASON_KEY_SUSPENDED: Reason.ValueType  # 7

@@ -39,7 +39,7 @@ class Event(_message.Message):
     """Its place in the log: a decimal number, larger than that of every earlier event."""
     type: _builtins.str
     """What happened: `workspace.created`, `workspace.updated`, `key.created`, `key.updated`, `key.suspended`,
-    `key.resumed`, `key.rotated`, `key.revoked`, `connect_link.created`, `connect_link.completed`,
+    `key.resumed`, `key.rotated`, `key.revoked`, `key.exposed`, `connect_link.created`, `connect_link.completed`,
     `connect_link.cancelled`, `device.registered`, `device.updated`, `device.transferred`, `device.removed`,
     `caller.created`, `caller.updated`, `caller.rotated`, `caller.revoked`. More may be added.
     """

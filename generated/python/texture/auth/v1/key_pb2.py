@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19texture/auth/v1/key.proto\x12\x0ftexture.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x01\n\rKeyGeneration\x12\x12\n\ngeneration\x18\x01 \x01(\x05\x12\x11\n\tlast_four\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bretire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x94\x06\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12&\n\x04kind\x18\x03 \x01(\x0e\x32\x18.texture.auth.v1.KeyKind\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.texture.auth.v1.KeyState\x12\x14\n\x0c\x64isplay_name\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x30\n\x06labels\x18\x07 \x03(\x0b\x32 .texture.auth.v1.Key.LabelsEntry\x12\x13\n\x0bpermissions\x18\x08 \x03(\t\x12\x15\n\rallowed_cidrs\x18\t \x03(\t\x12\x1d\n\x15\x61llowed_manufacturers\x18\n \x03(\t\x12\x15\n\rredirect_uris\x18\x0b \x03(\t\x12\x14\n\x0creference_id\x18\x0c \x01(\t\x12\x17\n\x0f\x63onnect_link_id\x18\r \x01(\t\x12/\n\x0b\x65xpire_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0bgenerations\x18\x0f \x03(\x0b\x32\x1e.texture.auth.v1.KeyGeneration\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csuspend_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cstate_reason\x18\x14 \x01(\t\x12\x1c\n\x14\x63reated_by_caller_id\x18\x15 \x01(\t\x12\x19\n\x11\x63reated_by_key_id\x18\x16 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*c\n\x07KeyKind\x12\x18\n\x14KEY_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fKEY_KIND_SERVER\x10\x01\x12\x14\n\x10KEY_KIND_CONNECT\x10\x02\x12\x13\n\x0fKEY_KIND_SCOPED\x10\x03*\x82\x01\n\x08KeyState\x12\x19\n\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10KEY_STATE_ACTIVE\x10\x01\x12\x17\n\x13KEY_STATE_SUSPENDED\x10\x02\x12\x15\n\x11KEY_STATE_REVOKED\x10\x03\x12\x15\n\x11KEY_STATE_EXPIRED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19texture/auth/v1/key.proto\x12\x0ftexture.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x01\n\rKeyGeneration\x12\x12\n\ngeneration\x18\x01 \x01(\x05\x12\x11\n\tlast_four\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bretire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc5\x06\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12&\n\x04kind\x18\x03 \x01(\x0e\x32\x18.texture.auth.v1.KeyKind\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.texture.auth.v1.KeyState\x12\x14\n\x0c\x64isplay_name\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x30\n\x06labels\x18\x07 \x03(\x0b\x32 .texture.auth.v1.Key.LabelsEntry\x12\x13\n\x0bpermissions\x18\x08 \x03(\t\x12\x15\n\rallowed_cidrs\x18\t \x03(\t\x12\x1d\n\x15\x61llowed_manufacturers\x18\n \x03(\t\x12\x15\n\rredirect_uris\x18\x0b \x03(\t\x12\x14\n\x0creference_id\x18\x0c \x01(\t\x12\x17\n\x0f\x63onnect_link_id\x18\r \x01(\t\x12/\n\x0b\x65xpire_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0bgenerations\x18\x0f \x03(\x0b\x32\x1e.texture.auth.v1.KeyGeneration\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csuspend_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpose_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cstate_reason\x18\x14 \x01(\t\x12\x1c\n\x14\x63reated_by_caller_id\x18\x15 \x01(\t\x12\x19\n\x11\x63reated_by_key_id\x18\x16 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*c\n\x07KeyKind\x12\x18\n\x14KEY_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fKEY_KIND_SERVER\x10\x01\x12\x14\n\x10KEY_KIND_CONNECT\x10\x02\x12\x13\n\x0fKEY_KIND_SCOPED\x10\x03*\x82\x01\n\x08KeyState\x12\x19\n\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10KEY_STATE_ACTIVE\x10\x01\x12\x17\n\x13KEY_STATE_SUSPENDED\x10\x02\x12\x15\n\x11KEY_STATE_REVOKED\x10\x03\x12\x15\n\x11KEY_STATE_EXPIRED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,14 +34,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_KEY_LABELSENTRY']._loaded_options = None
   _globals['_KEY_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_KEYKIND']._serialized_start=1025
-  _globals['_KEYKIND']._serialized_end=1124
-  _globals['_KEYSTATE']._serialized_start=1127
-  _globals['_KEYSTATE']._serialized_end=1257
+  _globals['_KEYKIND']._serialized_start=1074
+  _globals['_KEYKIND']._serialized_end=1173
+  _globals['_KEYSTATE']._serialized_start=1176
+  _globals['_KEYSTATE']._serialized_end=1306
   _globals['_KEYGENERATION']._serialized_start=80
   _globals['_KEYGENERATION']._serialized_end=232
   _globals['_KEY']._serialized_start=235
-  _globals['_KEY']._serialized_end=1023
-  _globals['_KEY_LABELSENTRY']._serialized_start=978
-  _globals['_KEY_LABELSENTRY']._serialized_end=1023
+  _globals['_KEY']._serialized_end=1072
+  _globals['_KEY_LABELSENTRY']._serialized_start=1027
+  _globals['_KEY_LABELSENTRY']._serialized_end=1072
 # @@protoc_insertion_point(module_scope)

@@ -177,6 +177,7 @@ class Key(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     SUSPEND_TIME_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
+    EXPOSE_TIME_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
     CREATED_BY_CALLER_ID_FIELD_NUMBER: _builtins.int
     CREATED_BY_KEY_ID_FIELD_NUMBER: _builtins.int
@@ -257,6 +258,12 @@ class Key(_message.Message):
     def revoke_time(self) -> _timestamp_pb2.Timestamp:
         """When it was revoked; unset unless it is revoked."""
 
+    @_builtins.property
+    def expose_time(self) -> _timestamp_pb2.Timestamp:
+        """When a secret of it was first seen where it must not be, in a browser or an app; the latest secret of
+        which that is true. Unset while it never was.
+        """
+
     def __init__(
         self,
         *,
@@ -279,13 +286,14 @@ class Key(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         suspend_time: _timestamp_pb2.Timestamp | None = ...,
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
+        expose_time: _timestamp_pb2.Timestamp | None = ...,
         state_reason: _builtins.str = ...,
         created_by_caller_id: _builtins.str = ...,
         created_by_key_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "revoke_time", b"revoke_time", "suspend_time", b"suspend_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "expose_time", b"expose_time", "revoke_time", b"revoke_time", "suspend_time", b"suspend_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_cidrs", b"allowed_cidrs", "allowed_manufacturers", b"allowed_manufacturers", "connect_link_id", b"connect_link_id", "create_time", b"create_time", "created_by_caller_id", b"created_by_caller_id", "created_by_key_id", b"created_by_key_id", "description", b"description", "display_name", b"display_name", "expire_time", b"expire_time", "generations", b"generations", "key_id", b"key_id", "kind", b"kind", "labels", b"labels", "permissions", b"permissions", "redirect_uris", b"redirect_uris", "reference_id", b"reference_id", "revoke_time", b"revoke_time", "state", b"state", "state_reason", b"state_reason", "suspend_time", b"suspend_time", "update_time", b"update_time", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_cidrs", b"allowed_cidrs", "allowed_manufacturers", b"allowed_manufacturers", "connect_link_id", b"connect_link_id", "create_time", b"create_time", "created_by_caller_id", b"created_by_caller_id", "created_by_key_id", b"created_by_key_id", "description", b"description", "display_name", b"display_name", "expire_time", b"expire_time", "expose_time", b"expose_time", "generations", b"generations", "key_id", b"key_id", "kind", b"kind", "labels", b"labels", "permissions", b"permissions", "redirect_uris", b"redirect_uris", "reference_id", b"reference_id", "revoke_time", b"revoke_time", "state", b"state", "state_reason", b"state_reason", "suspend_time", b"suspend_time", "update_time", b"update_time", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,9 +29,9 @@ class KeyServiceStub:
     """The life of customers' API keys.
 
     `on_behalf_of_key_id`, on every call that changes something, names the customer's key that asked. It must be live,
-    in the same workspace and hold `keys:manage`, and what it creates, rotates, resumes or widens must hold no authority
-    (permissions, networks, manufacturers, expiry) that it does not hold itself; PERMISSION_DENIED otherwise. Empty
-    means that the caller acts for itself.
+    in the same workspace and hold `keys:manage`, and what it creates, rotates, resumes or widens (a redirect URI more
+    counts) must hold no authority (permissions, networks, manufacturers, expiry) that it does not hold itself;
+    PERMISSION_DENIED otherwise. Empty means that the caller acts for itself.
 
     `request_id` makes a call safe to retry for 24 hours: a repeat changes nothing. It has 1 to 128 visible ASCII characters
     chosen by the caller; reuse for another request is INVALID_ARGUMENT. Where a secret was handed out it cannot be shown
@@ -104,9 +104,9 @@ class KeyServiceServicer:
     """The life of customers' API keys.
 
     `on_behalf_of_key_id`, on every call that changes something, names the customer's key that asked. It must be live,
-    in the same workspace and hold `keys:manage`, and what it creates, rotates, resumes or widens must hold no authority
-    (permissions, networks, manufacturers, expiry) that it does not hold itself; PERMISSION_DENIED otherwise. Empty
-    means that the caller acts for itself.
+    in the same workspace and hold `keys:manage`, and what it creates, rotates, resumes or widens (a redirect URI more
+    counts) must hold no authority (permissions, networks, manufacturers, expiry) that it does not hold itself;
+    PERMISSION_DENIED otherwise. Empty means that the caller acts for itself.
 
     `request_id` makes a call safe to retry for 24 hours: a repeat changes nothing. It has 1 to 128 visible ASCII characters
     chosen by the caller; reuse for another request is INVALID_ARGUMENT. Where a secret was handed out it cannot be shown
@@ -262,9 +262,9 @@ class KeyService:
     """The life of customers' API keys.
 
     `on_behalf_of_key_id`, on every call that changes something, names the customer's key that asked. It must be live,
-    in the same workspace and hold `keys:manage`, and what it creates, rotates, resumes or widens must hold no authority
-    (permissions, networks, manufacturers, expiry) that it does not hold itself; PERMISSION_DENIED otherwise. Empty
-    means that the caller acts for itself.
+    in the same workspace and hold `keys:manage`, and what it creates, rotates, resumes or widens (a redirect URI more
+    counts) must hold no authority (permissions, networks, manufacturers, expiry) that it does not hold itself;
+    PERMISSION_DENIED otherwise. Empty means that the caller acts for itself.
 
     `request_id` makes a call safe to retry for 24 hours: a repeat changes nothing. It has 1 to 128 visible ASCII characters
     chosen by the caller; reuse for another request is INVALID_ARGUMENT. Where a secret was handed out it cannot be shown

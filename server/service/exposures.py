@@ -1,0 +1,83 @@
+"""What happens to a server key that has leaked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from server.domain import lifecycle
+from server.domain.decision import Decision
+from server.domain.events import Event, EventType, Origin, describe
+from server.domain.kinds import ExposurePolicy
+from server.domain.model import Generation, Key, KeyState
+from server.domain.reasons import Reason
+from server.service.base import Resources, require_workspace
+from server.store.contract import Reader
+
+REASON = "seen in a browser or an app"
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """A key as it is and as it is to be, now that it is known to be exposed."""
+
+    before: Key
+    after: Key
+
+
+class ExposureService:
+    """Records exposed keys and applies the policies of their workspaces to them."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+
+    def contain(self, decisions: Iterable[Decision], caller_id: str) -> None:
+        """Deal with the keys that decisions found exposed, each once: what has been dealt with stays as it is.
+
+        A secret that was replaced is of no more use to anybody, and ends nothing: otherwise whoever finds an old one
+        could revoke the key that took its place. Raises StoreUnavailable; a later use of the key tries again.
+        """
+        exposed = {
+            decision.key.key_id: decision.generation
+            for decision in decisions
+            if decision.reason is Reason.KEY_EXPOSED and decision.key is not None and decision.generation is not None
+        }
+        if not exposed:
+            return
+        # Looked at without the write lock first, so that an exposed key in use costs no writer its turn.
+        with self._resources.store.read() as reader:
+            if not self._findings(reader, exposed, self._resources.clock()):
+                return
+        with self._resources.store.write() as writer:
+            now = self._resources.clock()
+            events: list[Event] = []
+            for finding in self._findings(writer, exposed, now):
+                writer.replace_key(finding.after)
+                origin = Origin(caller_id=caller_id, reason=REASON)
+                events.append(describe(EventType.KEY_EXPOSED, origin, finding.before, finding.after, now))
+            writer.record(events)
+
+    def _findings(self, reader: Reader, exposed: dict[str, Generation], now: datetime) -> list[_Finding]:
+        findings = []
+        for key_id, before in reader.keys(exposed).items():
+            generation = exposed[key_id]
+            policy = require_workspace(reader, before.workspace_id).exposure_policy
+            current = next((one for one in before.generations if one.number == generation.number), generation)
+            if current.retired(now):
+                continue
+            after = _contained(before, policy, now)
+            if before.expose_time is None or before.expose_time < current.create_time:
+                after = replace(after, expose_time=now, update_time=now)
+            if after != before:
+                findings.append(_Finding(before, after))
+        return findings
+
+
+def _contained(key: Key, policy: ExposurePolicy, now: datetime) -> Key:
+    """Return an exposed key as its workspace's policy has it. NOTIFY_ONLY leaves it as it is."""
+    if policy is ExposurePolicy.REVOKE:
+        return lifecycle.revoke(key, REASON, now)
+    if policy is ExposurePolicy.SUSPEND and key.state is not KeyState.REVOKED:
+        return lifecycle.suspend(key, REASON, now)
+    return key

@@ -1,0 +1,36 @@
+"""One suite for every store. It joins by a class with one fixture, as in `test_sqlite.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from server.store.contract import Store
+from server.store.peewee_store import Engine, PeeweeStore
+from tests.store.promises_of_entities import EntityPromises
+from tests.store.promises_of_lists import ListPromises
+from tests.store.promises_of_races import RacePromises
+from tests.store.promises_of_transactions import TransactionPromises
+from tests.store.support import Threads
+
+
+class StoreConformance(EntityPromises, TransactionPromises, ListPromises, RacePromises):
+    """Every promise of `server.store.contract`. A subclass gives an engine on a new, migrated, empty database."""
+
+    @pytest.fixture
+    def engine(self) -> Engine:
+        """Return the engine of a new, migrated, empty database."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def store(self, engine: Engine) -> Iterator[Store]:
+        """Give the store on it."""
+        store = PeeweeStore(engine)
+        yield store
+        store.close()
+
+    @pytest.fixture
+    def threads(self, store: Store) -> Threads:
+        """Return a way to other threads; override it where a thread has nothing to let go of, or more."""
+        return Threads(at_end=store.close)

@@ -1,0 +1,201 @@
+"""Keys that arrive from browsers, over the wire."""
+
+from __future__ import annotations
+
+import pytest
+from texture.auth.v1 import authorize_service_pb2 as pb
+from texture.auth.v1 import connect_service_pb2, key_service_pb2
+from texture.auth.v1.key_pb2 import KEY_KIND_CONNECT, KEY_KIND_SCOPED, KeyKind, KeyState
+from texture.auth.v1.request_context_pb2 import RequestContext
+from texture.auth.v1.workspace_pb2 import EXPOSURE_POLICY_NOTIFY_ONLY, EXPOSURE_POLICY_SUSPEND, ExposurePolicy
+
+from tests.harness import Service, refused
+from tests.wire.helpers import (
+    REDIRECT_URI,
+    api_key_of_kind,
+    authorize,
+    event_types,
+    events_of,
+    get_key,
+    make_key,
+    make_workspace,
+    reason_for,
+    reason_of,
+    revoke,
+    rotate,
+    with_wrong_secret,
+)
+
+BROWSER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0 Safari/537.36"
+
+
+def test_a_right_secret_from_a_browser_is_a_leak_whatever_else_is_wrong_with_the_key(grid: Service) -> None:
+    made = make_key(grid)
+    revoke(grid, made.key.key_id)
+
+    assert reason_for(grid, made.api_key, sec_fetch_site="none") == "KEY_EXPOSED"
+
+
+EXPOSURES = {
+    "Sec-Fetch-Site: cross-site": ({"sec_fetch_site": "cross-site"}, True),
+    "Sec-Fetch-Site: same-origin": ({"sec_fetch_site": "same-origin"}, True),
+    "Sec-Fetch-Site: same-site": ({"sec_fetch_site": "same-site"}, True),
+    "Sec-Fetch-Site: none": ({"sec_fetch_site": "none"}, True),
+    "Origin and a browser's agent": ({"origin": "https://shop.example", "user_agent": BROWSER_AGENT}, True),
+    "Origin: null and Sec-Fetch-Dest": ({"origin": "null", "sec_fetch_dest": "empty"}, True),
+    "Origin and Sec-Fetch-User": ({"origin": "https://shop.example", "sec_fetch_user": "?1"}, True),
+    "Sec-Fetch-Mode alone, as Node's fetch sends it": ({"sec_fetch_mode": "cors"}, False),
+    "Origin and Sec-Fetch-Mode, which a backend may send": (
+        {"origin": "https://shop.example", "sec_fetch_mode": "cors"},
+        False,
+    ),
+    "a browser's agent alone": ({"user_agent": BROWSER_AGENT}, False),
+    "Origin alone": ({"origin": "https://shop.example"}, False),
+    "Origin and a backend's agent": ({"origin": "https://shop.example", "user_agent": "curl/8.5.0"}, False),
+    "nothing": ({}, False),
+}
+
+
+@pytest.mark.parametrize("signs", EXPOSURES)
+def test_a_server_key_from_a_browser_is_exposed_and_from_a_backend_is_not(grid: Service, signs: str) -> None:
+    context, exposed = EXPOSURES[signs]
+
+    assert reason_for(grid, make_key(grid).api_key, **context) == ("KEY_EXPOSED" if exposed else "PERMITTED")
+
+
+@pytest.mark.parametrize("kind", [KEY_KIND_CONNECT, KEY_KIND_SCOPED])
+def test_connect_and_scoped_keys_live_in_browsers(grid: Service, kind: KeyKind.ValueType) -> None:
+    permission = "connect_links:create" if kind == KEY_KIND_CONNECT else "devices:list"
+
+    answer = authorize(
+        grid,
+        api_key_of_kind(grid, kind),
+        permission,
+        sec_fetch_site="cross-site",
+        origin="https://shop.example",
+        user_agent=BROWSER_AGENT,
+    )
+
+    assert reason_of(answer) == "PERMITTED"
+
+
+def test_a_wrong_secret_from_a_browser_is_merely_unknown(grid: Service) -> None:
+    assert reason_for(grid, with_wrong_secret(make_key(grid).api_key), sec_fetch_site="cross-site") == "KEY_UNKNOWN"
+
+
+# `ExposurePolicy` in workspace.proto, and DESIGN section 8: "the workspace's policy (REVOKE by default, ...)".
+@pytest.mark.parametrize(
+    ("policy", "state"),
+    [
+        ("EXPOSURE_POLICY_UNSPECIFIED", "KEY_STATE_REVOKED"),
+        ("EXPOSURE_POLICY_REVOKE", "KEY_STATE_REVOKED"),
+        ("EXPOSURE_POLICY_SUSPEND", "KEY_STATE_SUSPENDED"),
+        ("EXPOSURE_POLICY_NOTIFY_ONLY", "KEY_STATE_ACTIVE"),
+    ],
+)
+def test_an_exposed_key_is_dealt_with_by_its_workspaces_policy(service: Service, policy: str, state: str) -> None:
+    make_workspace(service, exposure_policy=ExposurePolicy.Value(policy))
+    made = make_key(service)
+
+    authorize(service, made.api_key, sec_fetch_site="cross-site")
+
+    assert KeyState.Name(get_key(service, made.key.key_id).state) == state
+
+
+def test_an_exposure_is_an_event_and_one_is_enough(grid: Service) -> None:
+    made = make_key(grid)
+    for _ in range(3):
+        assert reason_for(grid, made.api_key, sec_fetch_site="cross-site") == "KEY_EXPOSED"
+
+    _, event = events_of(grid, made.key.key_id)
+
+    assert (event.type, event.caller_id) == ("key.exposed", "dev-operator")
+    assert event.reason
+    assert event.after["state"] == "revoked"
+    assert get_key(grid, made.key.key_id).state_reason == event.reason
+
+
+# As ExposurePolicy promises of NOTIFY_ONLY: the exposure is recorded, and the key is left as it is.
+def test_an_exposure_is_recorded_where_the_policy_leaves_the_key_as_it_is(service: Service) -> None:
+    make_workspace(service, exposure_policy=EXPOSURE_POLICY_NOTIFY_ONLY)
+    made = make_key(service)
+
+    assert reason_for(service, made.api_key, sec_fetch_site="cross-site") == "KEY_EXPOSED"
+
+    assert "key.exposed" in event_types(service, made.key.key_id)
+    assert reason_for(service, made.api_key) == "PERMITTED"
+
+
+def test_an_exposed_key_ends_for_backends_too(grid: Service) -> None:
+    made, other = make_key(grid), make_key(grid)
+
+    authorize(grid, made.api_key, sec_fetch_site="cross-site")
+
+    assert reason_for(grid, made.api_key) == "KEY_REVOKED"
+    assert reason_for(grid, other.api_key) == "PERMITTED"
+
+
+def test_a_key_that_is_exposed_again_after_it_was_resumed_is_suspended_again(service: Service) -> None:
+    make_workspace(service, exposure_policy=EXPOSURE_POLICY_SUSPEND)
+    made = make_key(service)
+    for _ in range(2):
+        authorize(service, made.api_key, sec_fetch_site="cross-site")
+        assert reason_for(service, made.api_key) == "KEY_SUSPENDED"
+        service.operator.keys.ResumeKey(key_service_pb2.ResumeKeyRequest(key_id=made.key.key_id))
+
+    assert reason_for(service, made.api_key) == "PERMITTED"
+
+
+HARMLESS = {
+    "a wrong secret": {"sec_fetch_site": "cross-site"},
+    "a browser's agent alone": {"user_agent": BROWSER_AGENT},
+    "an origin alone": {"origin": "https://shop.example"},
+}
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_nobody_can_end_a_key_without_its_secret_or_without_a_certain_sign(grid: Service, what: str) -> None:
+    made = make_key(grid)
+    given = with_wrong_secret(made.api_key) if what == "a wrong secret" else made.api_key
+
+    authorize(grid, given, **HARMLESS[what])
+
+    assert get_key(grid, made.key.key_id) == made.key
+
+
+def test_exposed_keys_of_a_batch_are_dealt_with_and_no_others(grid: Service) -> None:
+    exposed, fine = [make_key(grid), make_key(grid)], make_key(grid)
+    browser = RequestContext(sec_fetch_site="cross-site")
+    questions = [
+        pb.Question(api_key=made.api_key, permission="devices:list", context=browser) for made in (*exposed, *exposed)
+    ]
+    questions.append(pb.Question(api_key=fine.api_key, permission="devices:list"))
+
+    response = grid.operator.authorize.BatchAuthorize(pb.BatchAuthorizeRequest(questions=questions))
+
+    assert [reason_of(answer.answer) for answer in response.answers] == ["KEY_EXPOSED"] * 4 + ["PERMITTED"]
+    assert [reason_for(grid, made.api_key) for made in exposed] == ["KEY_REVOKED"] * 2
+    assert reason_for(grid, fine.api_key) == "PERMITTED"
+
+
+def test_a_server_key_that_makes_a_link_from_a_browser_is_exposed_too(grid: Service) -> None:
+    made = make_key(grid)
+
+    error = refused(
+        grid.operator.connect.CreateConnectLink,
+        connect_service_pb2.CreateConnectLinkRequest(
+            api_key=made.api_key, redirect_uri=REDIRECT_URI, context=RequestContext(sec_fetch_site="cross-site")
+        ),
+    )
+
+    assert (error.reason, error.metadata["deny_reason"]) == ("API_KEY_DENIED", "KEY_EXPOSED")
+    assert reason_for(grid, made.api_key) == "KEY_REVOKED"
+
+
+def test_a_secret_that_was_replaced_because_it_leaked_does_not_end_the_new_one(grid: Service) -> None:
+    made = make_key(grid)
+    renewed = rotate(grid, made.key.key_id)
+
+    authorize(grid, made.api_key, sec_fetch_site="cross-site")
+
+    assert reason_for(grid, renewed.api_key) == "PERMITTED"

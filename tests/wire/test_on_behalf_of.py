@@ -1,0 +1,475 @@
+"""Calls that a customer's key asked for: the actor must be able to do itself what it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+from texture.auth.v1 import key_service_pb2 as pb
+from texture.auth.v1 import workspace_service_pb2
+from texture.auth.v1.key_pb2 import KEY_KIND_SERVER, KEY_STATE_ACTIVE, KEY_STATE_REVOKED, KEY_STATE_SUSPENDED
+from texture.auth.v1.workspace_pb2 import Workspace
+
+from tests.harness import Refused, Service, refused
+from tests.wire.helpers import (
+    OTHER_WORKSPACE,
+    REDIRECT_URI,
+    WORKSPACE,
+    count_rows,
+    current_revision,
+    duration,
+    events_of,
+    get_key,
+    make_connect_key,
+    make_key,
+    make_scoped_key,
+    make_workspace,
+    reason_for,
+    revoke,
+    suspend,
+    timestamp,
+    update_key,
+    update_request,
+)
+
+HOUR = timedelta(hours=1)
+DENIED = grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.fixture
+def grid(service: Service) -> Service:
+    make_workspace(service)
+    make_workspace(service, OTHER_WORKSPACE)
+    return service
+
+
+# The mutating calls. Each takes the key that it is about, which is there but for the first, and the actor.
+def create(service: Service, _key_id: str, actor: str, **fields: Any) -> Message:
+    given: dict[str, Any] = {"workspace_id": WORKSPACE, "kind": KEY_KIND_SERVER, "display_name": "new"} | fields
+    return service.operator.keys.CreateKey(pb.CreateKeyRequest(on_behalf_of_key_id=actor, **given))
+
+
+def update(service: Service, key_id: str, actor: str, *paths: str, **values: Any) -> Message:
+    request = update_request(key_id, *paths, **(values if values or paths else {"display_name": "new"}))
+    request.on_behalf_of_key_id = actor
+    return service.operator.keys.UpdateKey(request)
+
+
+def suspending(service: Service, key_id: str, actor: str) -> Message:
+    return service.operator.keys.SuspendKey(pb.SuspendKeyRequest(key_id=key_id, on_behalf_of_key_id=actor))
+
+
+def resume(service: Service, key_id: str, actor: str) -> Message:
+    suspend(service, key_id)
+    return service.operator.keys.ResumeKey(pb.ResumeKeyRequest(key_id=key_id, on_behalf_of_key_id=actor))
+
+
+def rotate(service: Service, key_id: str, actor: str, **fields: Any) -> Message:
+    return service.operator.keys.RotateKey(pb.RotateKeyRequest(key_id=key_id, on_behalf_of_key_id=actor, **fields))
+
+
+def revoking(service: Service, key_id: str, actor: str) -> Message:
+    return service.operator.keys.RevokeKey(pb.RevokeKeyRequest(key_id=key_id, on_behalf_of_key_id=actor))
+
+
+def configure(service: Service, _key_id: str, actor: str) -> Message:
+    return service.operator.workspaces.UpdateWorkspace(
+        workspace_service_pb2.UpdateWorkspaceRequest(
+            workspace=Workspace(workspace_id=WORKSPACE, display_name="new"),
+            update_mask=FieldMask(paths=["display_name"]),
+            on_behalf_of_key_id=actor,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A call, the permission that its actor needs, and the event that it leaves."""
+
+    call: Callable[[Service, str, str], Message]
+    permission: str
+    event: str
+
+
+MUTATIONS = {
+    "CreateKey": Mutation(create, "keys:manage", "key.created"),
+    "UpdateKey": Mutation(update, "keys:manage", "key.updated"),
+    "SuspendKey": Mutation(suspending, "keys:manage", "key.suspended"),
+    "ResumeKey": Mutation(resume, "keys:manage", "key.resumed"),
+    "RotateKey": Mutation(rotate, "keys:manage", "key.rotated"),
+    "RevokeKey": Mutation(revoking, "keys:manage", "key.revoked"),
+    "UpdateWorkspace": Mutation(configure, "workspace:configure", "workspace.updated"),
+}
+OF_KEYS = [name for name in MUTATIONS if name != "UpdateWorkspace"]
+
+
+def test_the_table_of_mutations_names_every_call_that_has_an_actor() -> None:
+    methods = [
+        method
+        for module in (pb, workspace_service_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    ]
+
+    assert {method.name for method in methods if "on_behalf_of_key_id" in method.input_type.fields_by_name} == set(
+        MUTATIONS
+    )
+
+
+@pytest.mark.parametrize("name", OF_KEYS)
+def test_a_live_key_that_may_manage_keys_may_ask_and_the_event_names_it(grid: Service, name: str) -> None:
+    mutation = MUTATIONS[name]
+    actor, subject = make_key(grid), make_key(grid)
+
+    response: Any = mutation.call(grid, subject.key.key_id, actor.key.key_id)
+
+    last = events_of(grid, response.key.key_id)[-1]
+    assert (last.type, last.caller_id, last.on_behalf_of_key_id) == (
+        mutation.event,
+        "dev-operator",
+        actor.key.key_id,
+    )
+
+
+def test_a_live_key_that_may_configure_workspaces_may_ask(grid: Service) -> None:
+    actor = make_key(grid, permissions=["workspace:configure"])
+
+    response: Any = configure(grid, "", actor.key.key_id)
+
+    assert response.workspace.display_name == "new"
+
+
+def test_a_created_key_names_the_key_that_asked_for_it(grid: Service) -> None:
+    actor = make_key(grid)
+
+    created: Any = create(grid, "", actor.key.key_id)
+
+    assert created.key.created_by_key_id == actor.key.key_id
+    assert make_key(grid).key.created_by_key_id == ""
+
+
+def _revoked(service: Service) -> str:
+    key_id = make_key(service).key.key_id
+    revoke(service, key_id)
+    return key_id
+
+
+def _suspended(service: Service) -> str:
+    key_id = make_key(service).key.key_id
+    suspend(service, key_id)
+    return key_id
+
+
+def _expired(service: Service) -> str:
+    key_id = make_key(service, expire_time=timestamp(service.clock.now + HOUR)).key.key_id
+    service.clock.turn(HOUR)
+    return key_id
+
+
+UNFIT_ACTORS: dict[str, tuple[Callable[[Service], str], str]] = {
+    "unknown": (lambda _: "0" * 16, "ACTOR_NOT_FOUND"),
+    "no id": (lambda _: "x" * 1000 + "\x00", "ACTOR_NOT_FOUND"),
+    "a whole key": (lambda s: make_key(s).api_key, "ACTOR_NOT_FOUND"),
+    "of another workspace": (lambda s: make_key(s, workspace_id=OTHER_WORKSPACE).key.key_id, "ACTOR_NOT_FOUND"),
+    "revoked": (_revoked, "ACTOR_NOT_LIVE"),
+    "suspended": (_suspended, "ACTOR_NOT_LIVE"),
+    "expired": (_expired, "ACTOR_NOT_LIVE"),
+    "a connect key": (lambda s: make_connect_key(s).key.key_id, "ACTOR_PERMISSION_MISSING"),
+    "a scoped key": (lambda s: make_scoped_key(s, "mine").scoped_key.key_id, "ACTOR_PERMISSION_MISSING"),
+}
+
+
+@pytest.mark.parametrize("why", UNFIT_ACTORS)
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_key_that_is_not_fit_to_ask_gets_nothing_done(grid: Service, name: str, why: str) -> None:
+    mutation = MUTATIONS[name]
+    arrange, reason = UNFIT_ACTORS[why]
+    actor = arrange(grid)
+    subject = make_key(grid).key.key_id
+    if name == "ResumeKey":
+        suspend(grid, subject)
+    before, events = get_key(grid, subject), count_rows(grid, "event")
+
+    error = refused(mutation.call, grid, subject, actor)
+
+    assert (error.code, error.reason) == (DENIED, reason)
+    if reason == "ACTOR_PERMISSION_MISSING":
+        assert error.metadata["permission"] == mutation.permission
+    assert get_key(grid, subject) == before
+    assert count_rows(grid, "event") == events
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_key_that_holds_everything_but_the_permission_may_not_ask(grid: Service, name: str) -> None:
+    mutation = MUTATIONS[name]
+    everything = set(make_key(grid).key.permissions)
+    actor = make_key(grid, permissions=everything - {mutation.permission})
+
+    error = refused(mutation.call, grid, make_key(grid).key.key_id, actor.key.key_id)
+
+    assert (error.code, error.reason) == (DENIED, "ACTOR_PERMISSION_MISSING")
+    assert error.metadata == {"key_id": actor.key.key_id, "permission": mutation.permission}
+
+
+# What an actor is limited in, what it may not exceed by that, and something within.
+@dataclass(frozen=True)
+class Limit:
+    actor: dict[str, Any]
+    part: str
+    beyond: dict[str, Any]
+    within: dict[str, Any]
+
+
+MANAGER = ["keys:manage", "devices:list"]
+
+
+def limits(service: Service) -> dict[str, Limit]:
+    end = service.clock.now + 10 * HOUR
+    return {
+        "permissions": Limit(
+            {"permissions": MANAGER},
+            "permissions",
+            {"permissions": ["devices:list", "devices:command"]},
+            {"permissions": ["devices:list"]},
+        ),
+        "all permissions": Limit({"permissions": MANAGER}, "permissions", {}, {"permissions": MANAGER}),
+        "no networks": Limit({"allowed_cidrs": ["10.0.0.0/8"]}, "allowed_cidrs", {}, {"allowed_cidrs": ["10.0.0.0/8"]}),
+        "a wider network": Limit(
+            {"allowed_cidrs": ["10.0.0.0/8", "2001:db8::/32"]},
+            "allowed_cidrs",
+            {"allowed_cidrs": ["10.0.0.0/7"]},
+            {"allowed_cidrs": ["10.1.0.0/16", "2001:db8:1::/48"]},
+        ),
+        "a network more": Limit(
+            {"allowed_cidrs": ["10.0.0.0/8"]},
+            "allowed_cidrs",
+            {"allowed_cidrs": ["10.0.0.0/8", "::/0"]},
+            {"allowed_cidrs": ["10.0.0.0/9", "10.128.0.0/9"]},
+        ),
+        "no manufacturers": Limit(
+            {"allowed_manufacturers": ["acme"]}, "allowed_manufacturers", {}, {"allowed_manufacturers": ["acme"]}
+        ),
+        "a manufacturer more": Limit(
+            {"allowed_manufacturers": ["acme", "zenith"]},
+            "allowed_manufacturers",
+            {"allowed_manufacturers": ["acme", "other"]},
+            {"allowed_manufacturers": ["zenith"]},
+        ),
+        "no expiry": Limit({"expire_time": timestamp(end)}, "expire_time", {}, {"expire_time": timestamp(end)}),
+        "a later expiry": Limit(
+            {"expire_time": timestamp(end)},
+            "expire_time",
+            {"expire_time": timestamp(end + timedelta(microseconds=1))},
+            {"expire_time": timestamp(end - timedelta(microseconds=1))},
+        ),
+    }
+
+
+LIMITS = [
+    "permissions",
+    "all permissions",
+    "no networks",
+    "a wider network",
+    "a network more",
+    "no manufacturers",
+    "a manufacturer more",
+    "no expiry",
+    "a later expiry",
+]
+
+
+def assert_exceeded(error: Refused, actor: str, *parts: str) -> None:
+    assert (error.code, error.reason) == (DENIED, "ACTOR_AUTHORITY_EXCEEDED")
+    assert error.metadata == {"key_id": actor, "exceeded": ", ".join(parts)}
+
+
+@pytest.mark.parametrize("which", LIMITS)
+@pytest.mark.parametrize("name", ["CreateKey", "ResumeKey", "RotateKey"])
+def test_no_key_brings_about_more_authority_than_it_holds(grid: Service, name: str, which: str) -> None:
+    limit = limits(grid)[which]
+    actor = make_key(grid, **limit.actor).key.key_id
+    subject = "" if name == "CreateKey" else make_key(grid, **limit.beyond).key.key_id
+
+    if name == "CreateKey":
+        error = refused(create, grid, "", actor, **limit.beyond)
+    else:
+        error = refused(MUTATIONS[name].call, grid, subject, actor)
+
+    assert_exceeded(error, actor, limit.part)
+    if name == "ResumeKey":
+        assert get_key(grid, subject).state == KEY_STATE_SUSPENDED
+    if name == "RotateKey":
+        assert len(get_key(grid, subject).generations) == 1
+
+
+@pytest.mark.parametrize("which", LIMITS)
+@pytest.mark.parametrize("name", ["CreateKey", "ResumeKey", "RotateKey"])
+def test_a_limited_key_may_bring_about_what_is_within_its_limits(grid: Service, name: str, which: str) -> None:
+    limit = limits(grid)[which]
+    actor = make_key(grid, **limit.actor).key.key_id
+    if name == "CreateKey":
+        response: Any = create(grid, "", actor, **limit.within)
+    else:
+        response = MUTATIONS[name].call(grid, make_key(grid, **limit.within).key.key_id, actor)
+
+    assert response.key.state == KEY_STATE_ACTIVE
+
+
+@pytest.mark.parametrize("which", LIMITS)
+def test_a_limited_key_may_not_widen_another_beyond_its_limits(grid: Service, which: str) -> None:
+    limit = limits(grid)[which]
+    actor = make_key(grid, **limit.actor).key.key_id
+    subject = make_key(grid, **limit.within).key
+    wanted = limit.beyond or {limit.part: list(make_key(grid).key.permissions) if limit.part == "permissions" else []}
+    values = {name: value for name, value in wanted.items() if name != "expire_time" or value}
+
+    error = refused(update, grid, subject.key_id, actor, limit.part, **values)
+
+    assert_exceeded(error, actor, limit.part)
+    assert get_key(grid, subject.key_id) == subject
+
+
+@pytest.mark.parametrize("which", LIMITS)
+def test_a_limited_key_may_not_widen_itself(grid: Service, which: str) -> None:
+    limit = limits(grid)[which]
+    actor = make_key(grid, **limit.actor).key
+    wanted = limit.beyond or {limit.part: list(make_key(grid).key.permissions) if limit.part == "permissions" else []}
+    values = {name: value for name, value in wanted.items() if name != "expire_time" or value}
+
+    error = refused(update, grid, actor.key_id, actor.key_id, limit.part, **values)
+
+    assert_exceeded(error, actor.key_id, limit.part)
+    assert get_key(grid, actor.key_id) == actor
+
+
+@pytest.mark.parametrize("which", LIMITS)
+def test_a_limited_key_may_narrow_one_that_holds_more(grid: Service, which: str) -> None:
+    limit = limits(grid)[which]
+    actor = make_key(grid, **limit.actor).key.key_id
+    subject = make_key(grid).key.key_id
+
+    response: Any = update(grid, subject, actor, **limit.within)
+
+    part = limit.part
+    assert getattr(response.key, part) == getattr(get_key(grid, subject), part)
+    if part == "expire_time":
+        assert response.key.expire_time == limit.within[part]
+    else:
+        assert sorted(getattr(response.key, part)) == sorted(limit.within[part])
+
+
+def test_every_part_that_is_exceeded_is_named(grid: Service) -> None:
+    actor = make_key(
+        grid,
+        permissions=["keys:manage"],
+        allowed_cidrs=["10.0.0.0/8"],
+        allowed_manufacturers=["acme"],
+        expire_time=timestamp(grid.clock.now + HOUR),
+    ).key.key_id
+
+    error = refused(create, grid, "", actor)
+
+    assert_exceeded(error, actor, "permissions", "allowed_cidrs", "allowed_manufacturers", "expire_time")
+
+
+@pytest.mark.parametrize("name", ["SuspendKey", "RevokeKey", "UpdateKey"])
+def test_a_limited_key_may_take_from_a_key_that_holds_more_what_it_has(grid: Service, name: str) -> None:
+    actor = make_key(grid, permissions=["keys:manage"]).key.key_id
+    subject = make_key(grid)
+
+    if name == "UpdateKey":
+        update(grid, subject.key.key_id, actor, display_name="renamed", labels={"a": "b"}, allowed_cidrs=["10.0.0.0/8"])
+        assert reason_for(grid, subject.api_key) == "ADDRESS_NOT_PERMITTED"
+    else:
+        MUTATIONS[name].call(grid, subject.key.key_id, actor)
+        expected = KEY_STATE_SUSPENDED if name == "SuspendKey" else KEY_STATE_REVOKED
+        assert get_key(grid, subject.key.key_id).state == expected
+
+
+def test_narrowing_in_one_part_does_not_pay_for_widening_in_another(grid: Service) -> None:
+    actor = make_key(grid, permissions=["keys:manage", "devices:list"]).key.key_id
+    subject = make_key(grid, permissions=["devices:list"]).key
+
+    error = refused(update, grid, subject.key_id, actor, permissions=["devices:command"], allowed_cidrs=["10.0.0.0/8"])
+
+    assert_exceeded(error, actor, "permissions")
+    assert get_key(grid, subject.key_id) == subject
+
+
+def test_a_limited_key_may_not_widen_one_that_held_more_than_it_all_along(grid: Service) -> None:
+    actor = make_key(grid, permissions=["keys:manage"]).key.key_id
+    subject = make_key(grid, allowed_cidrs=["10.0.0.0/8"]).key
+
+    error = refused(update, grid, subject.key_id, actor, "allowed_cidrs")
+
+    assert_exceeded(error, actor, "permissions")
+
+
+def test_a_key_may_rotate_suspend_and_revoke_itself(grid: Service) -> None:
+    actor = make_key(grid, permissions=["keys:manage"], allowed_cidrs=["10.0.0.0/8"]).key.key_id
+
+    rotate(grid, actor, actor)
+    revoking(grid, actor, actor)
+
+    assert get_key(grid, actor).state == KEY_STATE_REVOKED
+
+
+def test_a_suspended_key_may_not_resume_itself(grid: Service) -> None:
+    actor = make_key(grid).key.key_id
+
+    assert refused(resume, grid, actor, actor).reason == "ACTOR_NOT_LIVE"
+    assert get_key(grid, actor).state == KEY_STATE_SUSPENDED
+
+
+def test_a_key_that_ends_may_not_renew_a_scoped_key_beyond_its_own_end(grid: Service) -> None:
+    actor = make_key(grid, expire_time=timestamp(grid.clock.now + HOUR)).key.key_id
+    scoped = make_scoped_key(grid, "mine").scoped_key
+
+    error = refused(rotate, grid, scoped.key_id, actor)
+
+    assert_exceeded(error, actor, "expire_time")
+    assert get_key(grid, scoped.key_id) == scoped
+
+
+def test_an_overlap_does_not_hide_what_a_rotation_hands_out(grid: Service) -> None:
+    actor = make_key(grid, permissions=["keys:manage"]).key.key_id
+    subject = make_key(grid).key.key_id
+
+    error = refused(rotate, grid, subject, actor, overlap=duration(HOUR))
+
+    assert_exceeded(error, actor, "permissions")
+
+
+def test_a_key_may_not_revive_an_expired_one_beyond_its_own_end(grid: Service) -> None:
+    actor = make_key(grid, expire_time=timestamp(grid.clock.now + 2 * HOUR)).key.key_id
+    subject = make_key(grid, expire_time=timestamp(grid.clock.now + HOUR)).key.key_id
+    grid.clock.turn(HOUR)
+
+    error = refused(update, grid, subject, actor, expire_time=timestamp(grid.clock.now + 2 * HOUR))
+
+    assert_exceeded(error, actor, "expire_time")
+    update(grid, subject, actor, expire_time=timestamp(grid.clock.now + HOUR))
+
+
+def test_without_an_actor_the_caller_acts_for_itself(grid: Service) -> None:
+    revision = current_revision(grid)
+    key = make_key(grid).key
+    update_key(grid, key.key_id, display_name="renamed")
+
+    assert {event.on_behalf_of_key_id for event in events_of(grid, key.key_id)} == {""}
+    assert current_revision(grid) != revision
+
+
+def test_a_connect_key_may_be_asked_for_by_a_key_that_may_create_links(grid: Service) -> None:
+    with_links = make_key(grid, permissions=["keys:manage", "connect_links:create"]).key.key_id
+    without = make_key(grid, permissions=["keys:manage"]).key.key_id
+    wanted: dict[str, Any] = {"kind": "KEY_KIND_CONNECT", "redirect_uris": [REDIRECT_URI]}
+
+    assert_exceeded(refused(create, grid, "", without, **wanted), without, "permissions")
+    assert create(grid, "", with_links, **wanted)
