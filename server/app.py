@@ -6,12 +6,10 @@ import os
 import secrets
 import signal
 import ssl
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import structlog
 
@@ -23,7 +21,8 @@ from server.service.base import Call, Clock, Resources
 from server.service.callers import CallerService
 from server.settings import PREFIX, Settings
 from server.store import schema
-from server.store.peewee_store import PeeweeStore
+from server.store.peewee_store import Engine, PeeweeStore
+from server.store.postgres import PostgresEngine
 from server.store.sqlite import SqliteEngine
 from server.wire.server import GrpcServer, Tls
 
@@ -47,13 +46,18 @@ def system_clock() -> datetime:
 class Database:
     """The store of the settings, and the engine below it."""
 
-    engine: SqliteEngine
+    engine: Engine
     store: PeeweeStore
 
 
 def open_database(settings: Settings) -> Database:
     """Return the store of the settings. Nothing is opened before it is used."""
-    engine = SqliteEngine(settings.database_path)
+    engine: Engine
+    if settings.sqlite_path is not None:
+        engine = SqliteEngine(settings.sqlite_path)
+    else:
+        # One connection for each call that is worked on, and one for health.
+        engine = PostgresEngine(settings.database, settings.threads + 1)
     return Database(engine, PeeweeStore(engine))
 
 
@@ -82,7 +86,7 @@ def load_peppers(settings: Settings) -> Peppers:
         if path is None:
             if not settings.development:
                 raise StartRefused(f"{name}: is needed, or {PREFIX}PEPPERS, except in development")
-            path = settings.database_path.with_name("peppers")
+            path = settings.folder / "peppers"
             if not path.exists():
                 _write_secret(path, f"dev-{secrets.token_hex(4)} {secrets.token_hex(32)}\n")
         try:
@@ -138,11 +142,11 @@ class App:
 
         To be called from the main thread, after `start`.
         """
-        signals.first.wait()
+        signals.wait()
         _log.info("draining", seconds=self._settings.drain_seconds)
         wait = self.drain()
         while not wait(0.05):
-            if signals.second.is_set():
+            if signals.pending():
                 _log.warning("stopped at once")
                 self._server.cut_off()
                 return 1
@@ -161,7 +165,7 @@ class App:
 
     def _development_operator(self) -> Path:
         """Return the file with the key of the development operator, making or renewing the key where there is none."""
-        path = self._settings.database_path.with_name("operator.key")
+        path = self._settings.folder / "operator.key"
         callers = CallerService(self._resources)
         if path.exists():
             try:
@@ -194,16 +198,24 @@ def _renewed_key(callers: CallerService, call: Call) -> str:
 
 
 class Signals:
-    """Remembers the first and the second SIGTERM or SIGINT. To be made in the main thread, before anything slow."""
+    """SIGTERM and SIGINT, taken when they are asked for. To be made in the main thread, before any other thread.
+
+    They are blocked, not handled: a handler runs between two instructions of the main thread, and one that comes just
+    before a wait begins is not heard until the wait is over.
+    """
+
+    _STOP = frozenset({signal.SIGTERM, signal.SIGINT})
 
     def __init__(self) -> None:
-        self.first = threading.Event()
-        self.second = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._STOP)
 
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        (self.second if self.first.is_set() else self.first).set()
+    def wait(self) -> None:
+        """Wait for the next one, and take it."""
+        signal.sigwait(self._STOP)
+
+    def pending(self) -> bool:
+        """Tell whether one has come that nobody has taken."""
+        return not self._STOP.isdisjoint(signal.sigpending())
 
 
 def _tls(settings: Settings) -> Tls | None:
@@ -234,7 +246,7 @@ def _no_password() -> str:
     raise ValueError("a private key with a password cannot be used")
 
 
-def _refuse_other_schema(engine: SqliteEngine) -> None:
+def _refuse_other_schema(engine: Engine) -> None:
     state = schema.inspect(engine)
     _refuse_newer(state)
     if state.pending:
@@ -249,6 +261,7 @@ def _refuse_newer(state: schema.SchemaState) -> None:
 
 def _write_secret(path: Path, text: str) -> None:
     """Write a file that its owner alone may read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)

@@ -6,8 +6,10 @@ A value that cannot be right stops the start, with the name of its variable and 
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,13 +30,20 @@ class Settings(BaseSettings):
 
     database: str = Field(
         default="sqlite:var/texture-auth.db",
-        description="Where the facts are kept: sqlite:PATH, relative to the working directory unless it begins with /.",
+        repr=False,
+        description="Where the facts are kept: sqlite:PATH, relative to the working directory unless it begins with /, "
+        "or postgresql://USER@HOST/NAME. A password is better kept in PGPASSFILE or PGPASSWORD.",
     )
     listen: str = Field(default="127.0.0.1:50051", description="HOST:PORT to listen on; port 0 takes a free one.")
     development: bool = Field(
         default=False,
-        description="On loopback only, without TLS: migrates by itself, makes its own peppers and operator key beside "
-        "the database, and opens reflection to everybody.",
+        description="On loopback only, without TLS: migrates by itself, makes its own peppers and operator key, and "
+        "opens reflection to everybody.",
+    )
+    development_folder: Path | None = Field(
+        default=None,
+        description="Where a server in development keeps the peppers and the key that it makes; beside the SQLite file "
+        "by default, and in var/ for Postgres.",
     )
     peppers: SecretStr | None = Field(
         default=None,
@@ -60,8 +69,14 @@ class Settings(BaseSettings):
     @field_validator("database")
     @classmethod
     def _database_is_known(cls, value: str) -> str:
-        if not value.startswith("sqlite:") or not value.removeprefix("sqlite:"):
-            raise ValueError("must be sqlite:PATH")
+        if value.startswith("sqlite:") and value != "sqlite:":
+            return value
+        try:
+            parts = urlsplit(value)
+        except ValueError:
+            parts = urlsplit("")
+        if parts.scheme not in ("postgresql", "postgres") or "://" not in value:
+            raise ValueError("must be sqlite:PATH or postgresql://USER@HOST/NAME")
         return value
 
     @field_validator("listen")
@@ -79,16 +94,28 @@ class Settings(BaseSettings):
         if (self.tls_certificate is None) != (self.tls_private_key is None):
             raise ValueError("TLS_CERTIFICATE: is set if and only if TLS_PRIVATE_KEY is")
         if self.development:
-            if not _is_loopback(self.listen):
+            if not is_loopback(self.listen):
                 raise ValueError("LISTEN: must be a loopback address in development")
             if self.tls_certificate is not None:
                 raise ValueError("TLS_CERTIFICATE: cannot be used in development")
         return self
 
     @property
-    def database_path(self) -> Path:
-        """The SQLite file."""
-        return Path(self.database.removeprefix("sqlite:"))
+    def sqlite_path(self) -> Path | None:
+        """The SQLite file, None for another kind of database."""
+        return Path(self.database.removeprefix("sqlite:")) if self.database.startswith("sqlite:") else None
+
+    @property
+    def folder(self) -> Path:
+        """Where a server in development keeps what it makes."""
+        if self.development_folder is not None:
+            return self.development_folder
+        return self.sqlite_path.parent if self.sqlite_path is not None else Path("var")
+
+    @property
+    def database_name(self) -> str:
+        """The database without the password, for people."""
+        return re.sub(r"(//[^/@]*):[^/@]*@", r"\1@", self.database.partition("?")[0])
 
 
 def load(**flags: object) -> Settings:
@@ -107,7 +134,8 @@ def _explain(found: dict[str, object]) -> str:
     return f"{PREFIX}{message}"
 
 
-def _is_loopback(listen: str) -> bool:
+def is_loopback(listen: str) -> bool:
+    """Tell whether HOST:PORT is on this machine."""
     host = listen.rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True

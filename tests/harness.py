@@ -83,11 +83,19 @@ class Service:
 
     app: App
     clock: TurnedClock
+    folder: Path
     database: Path
     address: str
     channel: grpc.Channel
     operator_key: str
     operator: Client
+
+    def query(self, statement: str) -> list[dict[str, Any]]:
+        """Look at the tables themselves, for what no RPC tells."""
+        with self.app._database.engine.reading() as database:
+            cursor = database.execute_sql(statement)
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
     def client(self, caller_key: str | None) -> Client:
         """Return a client with another credential, or none."""
@@ -101,16 +109,22 @@ class Service:
 
 @contextmanager
 def running_service(folder: Path, **settings: Any) -> Iterator[Service]:
-    """Run a development server on a fresh SQLite file in `folder`, or on the one that is there."""
+    """Run a development server in `folder`: on SQLite there, unless the settings name another database."""
     database = folder / "texture-auth.db"
     clock = TurnedClock()
-    chosen = {"development": True, "database": f"sqlite:{database}", "listen": "127.0.0.1:0", **settings}
+    chosen = {
+        "development": True,
+        "database": f"sqlite:{database}",
+        "development_folder": folder,
+        "listen": "127.0.0.1:0",
+        **settings,
+    }
     app = App(Settings(**chosen), clock)
     address = f"127.0.0.1:{app.start()}"
     try:
         with grpc.insecure_channel(address) as channel:
             key = (folder / "operator.key").read_text().strip()
-            yield Service(app, clock, database, address, channel, key, Client(channel, key))
+            yield Service(app, clock, folder, database, address, channel, key, Client(channel, key))
     finally:
         app.stop()
 

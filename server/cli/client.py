@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import sys
@@ -16,6 +15,8 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+
+from server.settings import is_loopback
 
 REFUSED = 1
 DENIED = 3
@@ -67,9 +68,9 @@ class Client:
             if self.tls_ca is not None:
                 credentials = grpc.ssl_channel_credentials(self.tls_ca.read_bytes())
                 self._channel = grpc.secure_channel(self.address, credentials)
-            elif self.insecure_plaintext or _is_loopback(self.address):
+            elif self.insecure_plaintext or is_loopback(self.address):
                 # What is meant for this machine must not leave it by a proxy.
-                options = (("grpc.enable_http_proxy", 0),) if _is_loopback(self.address) else ()
+                options = (("grpc.enable_http_proxy", 0),) if is_loopback(self.address) else ()
                 self._channel = grpc.insecure_channel(self.address, options)
             else:
                 self._channel = grpc.secure_channel(self.address, grpc.ssl_channel_credentials())
@@ -140,16 +141,6 @@ def read_secret(what: str) -> str:
         return str(click.prompt(what, hide_input=True, err=True, default="", show_default=False)).strip()
     # Whatever it is, the service is asked: it knows what to say of noise.
     return sys.stdin.buffer.read().decode("utf-8", errors="replace").strip()
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def client_command(group: click.Group, name: str | None = None) -> Callable[[Callable[..., None]], click.Command]:

@@ -22,6 +22,7 @@ _FLAGS: dict[str, Any] = {
     "database": None,
     "listen": None,
     "development": bool,
+    "development_folder": click.Path(path_type=Path),
     "peppers_file": click.Path(path_type=Path),
     "tls_certificate": click.Path(path_type=Path),
     "tls_private_key": click.Path(path_type=Path),
@@ -32,7 +33,7 @@ _FLAGS: dict[str, Any] = {
     "log_level": click.Choice(["debug", "info", "warning", "error"]),
 }
 
-_STORE_FLAGS = ("database", "development", "peppers_file")
+_STORE_FLAGS = ("database", "development", "development_folder", "peppers_file")
 
 
 def _settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -73,7 +74,7 @@ def serve(**flags: Any) -> None:
         fail(str(error), REFUSED)
     except StoreUnavailable as error:
         fail(
-            f"the database {settings.database} cannot be asked: {error}; 'texture-auth migrate' makes a new one",
+            f"the database {settings.database_name} cannot be asked: {error}; 'texture-auth migrate' makes a new one",
             UNAVAILABLE,
         )
     address = f"{settings.listen.rpartition(':')[0]}:{port}"
@@ -82,11 +83,14 @@ def serve(**flags: Any) -> None:
     else:
         click.echo(f"texture-auth is serving on {address}", err=True)
     code = running.run_until_signalled(signals)
-    if code:
-        # At once: a thread that waits for the database would hold up an ordinary exit.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    leave(code)
+
+
+def leave(code: int) -> None:
+    """End the process, without waiting for threads whose calls were cut off but which still wait for the database."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @click.command()
@@ -99,7 +103,7 @@ def migrate(**flags: Any) -> None:
     except app.StartRefused as error:
         fail(str(error), REFUSED)
     except StoreUnavailable as error:
-        fail(f"the database {settings.database} cannot be asked: {error}", UNAVAILABLE)
+        fail(f"the database {settings.database_name} cannot be asked: {error}", UNAVAILABLE)
     for name in applied:
         click.echo(f"applied {name}")
     if not applied:
@@ -117,7 +121,7 @@ def bootstrap(caller_id: str, **flags: Any) -> None:
     except (app.StartRefused, Refusal) as error:
         fail(str(error), REFUSED)
     except StoreUnavailable as error:
-        fail(f"the database {settings.database} cannot be asked: {error}", UNAVAILABLE)
+        fail(f"the database {settings.database_name} cannot be asked: {error}", UNAVAILABLE)
     click.echo(f"{caller_id} may call everything. Its key, shown once and kept nowhere:", err=True)
     click.echo(key)
 
@@ -128,7 +132,7 @@ def _next_steps(address: str, settings: Settings, operator_key_file: Path) -> st
     folder = command.parent if command.name == "texture-auth" else Path(sys.executable).parent
     where = "" if address == "127.0.0.1:50051" else f"\n  export TEXTURE_AUTH_ADDRESS={address}"
     return f"""
-Texture Auth is serving on {address}, with its data in {settings.database_path}. Ctrl-C stops it.
+Texture Auth is serving on {address}, with its data in {settings.database_name}. Ctrl-C stops it.
 
 In a second terminal, in this directory:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ from server.cli.keys import keys
 from server.cli.links import links
 from server.cli.operate import bootstrap, migrate, serve
 from server.cli.workspaces import workspaces
+from server.domain.token import holds_token
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -67,6 +69,11 @@ def root(
     `serve`, `migrate` and `bootstrap` work on the server's own settings; every other command calls a running service
     over gRPC, as any caller would. Keys and tokens are read from standard input or a prompt, never from the arguments.
     """
+    if any(holds_token(argument) for argument in sys.argv[1:]):
+        raise click.UsageError(
+            "a key or token stands in the arguments, where others on this machine can read it: give it on standard "
+            "input, and have this one revoked"
+        )
     ctx.obj = Client(address, caller_key_file, tls_ca, insecure_plaintext, timeout)
 
 

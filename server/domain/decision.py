@@ -128,6 +128,16 @@ def decide(question: Question, key: Key | None, device: Device | None, peppers: 
     return evaluation.decision(Reason.PERMITTED)
 
 
+def standing(key: Key, permission: Permission, now: datetime) -> Reason | None:
+    """Return why a key, by itself and whoever presents it, may not exercise a permission; None where it may."""
+    state = key.state_at(now)
+    if state is not KeyState.ACTIVE:
+        return NOT_LIVE[state]
+    if permission not in key.permissions or permission not in CEILING[key.kind]:
+        return Reason.PERMISSION_NOT_GRANTED
+    return None
+
+
 class Evaluation:
     """A decision in the making: what is known, and what the steps so far have found out."""
 
@@ -187,11 +197,7 @@ class Evaluation:
 
     def permission(self) -> Reason | None:
         """Check the permission against the kind's ceiling and against what was granted."""
-        key = self.known
-        permission = self.question.permission
-        if permission in key.permissions and permission in CEILING[key.kind]:
-            return None
-        return Reason.PERMISSION_NOT_GRANTED
+        return standing(self.known, self.question.permission, self.now)
 
     def ownership(self) -> Reason | None:
         """Check that the device is the key's to reach. A scoped key learns nothing about others' devices."""

@@ -99,7 +99,7 @@ def _identity(entity: Entity) -> str:
             return entity.device_id
         case ConnectLink():
             return entity.connect_link_id
-        case Caller():
+        case _:
             return entity.caller_id
 
 

@@ -52,7 +52,8 @@ def assess(context: Context) -> Exposure:
     | a browser's user agent alone                                    | SUSPECTED |
     | Origin alone; Sec-Fetch-Dest or Sec-Fetch-User alone; nothing   | NONE      |
     """
-    if context.sec_fetch_site in _SITES:
+    # A proxy may join two headers into one, and change their case.
+    if any(word.strip().lower() in _SITES for word in context.sec_fetch_site.split(",")):
         return Exposure.CERTAIN
     browser_agent = bool(context.user_agent) and _BROWSER.match(context.user_agent) is not None
     other_sign = context.sec_fetch_dest != "" or context.sec_fetch_user == "?1" or browser_agent

@@ -12,6 +12,8 @@ from server.domain.peppers import Peppers
 from server.domain.token import TokenKind, mint
 
 MAXIMUM_OVERLAP = timedelta(days=30)
+# How many old secrets a key remembers, to say KEY_RETIRED of them; older ones become KEY_UNKNOWN.
+KEPT_GENERATIONS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ def rotate_generations(
 
     While an overlap runs, `force` ends the newest secret at once and leaves the older one its overlap. No old secret
     works longer than it would have without the rotation, so `expire_time` bounds every overlap. Raises Refusal:
-    ROTATION_IN_PROGRESS, FIELD_INVALID.
+    ROTATION_IN_PROGRESS, FIELD_INVALID. At most ten old generations are kept; one whose overlap runs is among the last
+    two, so it is never lost.
     """
     if not timedelta() <= rotation.overlap <= MAXIMUM_OVERLAP:
         raise invalid("overlap", f"must be from 0 to {MAXIMUM_OVERLAP.days} days")
@@ -135,7 +138,8 @@ def rotate_generations(
     retire_time = now + rotation.overlap
     if expire_time is not None:
         retire_time = max(now, min(retire_time, expire_time))
-    return (*older, replace(newest, retire_time=retire_time), new)
+    kept = (*older, replace(newest, retire_time=retire_time))[-KEPT_GENERATIONS:]
+    return (*kept, new)
 
 
 def _ending_by(generation: Generation, expire_time: datetime | None) -> Generation:

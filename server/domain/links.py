@@ -8,11 +8,11 @@ from enum import Enum
 from uuid import UUID
 
 from server.domain import redirects
-from server.domain.decision import NOT_LIVE
+from server.domain.decision import standing
 from server.domain.errors import ErrorReason, Refusal
-from server.domain.kinds import KeyKind, Permission
+from server.domain.kinds import CEILING, KeyKind, Permission
 from server.domain.model import ConnectLink, Key, KeyState, Workspace
-from server.domain.reasons import Reason
+from server.domain.reasons import OUTCOMES, Reason
 
 GENERATED_PREFIX = "texture-generated:"
 
@@ -50,7 +50,8 @@ def choose_reference_id(key: Key, named: str, generated: UUID) -> str:
     """Return the end user of a new link: the one named, or one made for it.
 
     A connect key is public. If it could name an end user, anyone could name somebody else, connect a device of their
-    own and be handed a key to the other's devices. Raises Refusal (REFERENCE_ID_NOT_PERMITTED).
+    own and be handed a key to the other's devices. For the same reason a server key must itself hold what the scoped
+    key will. Raises Refusal (REFERENCE_ID_NOT_PERMITTED).
     """
     if not named:
         return f"{GENERATED_PREFIX}{generated}"
@@ -58,6 +59,12 @@ def choose_reference_id(key: Key, named: str, generated: UUID) -> str:
         raise Refusal(
             ErrorReason.REFERENCE_ID_NOT_PERMITTED,
             "reference_id: only a server key may name one; leave it empty with a connect key",
+            metadata={"key_id": key.key_id},
+        )
+    if not _holds_what_is_minted(key):
+        raise Refusal(
+            ErrorReason.REFERENCE_ID_NOT_PERMITTED,
+            "reference_id: only a server key that holds every devices permission may name one",
             metadata={"key_id": key.key_id},
         )
     return named
@@ -90,16 +97,22 @@ def check_not_ended(link: ConnectLink) -> None:
 
 def check_unblocked(link: ConnectLink, key: Key, workspace: Workspace, now: datetime) -> None:
     """Make sure that the link's key may still create it. Raises Refusal."""
-    state = key.state_at(now)
-    if state is not KeyState.ACTIVE or Permission.CONNECT_LINKS_CREATE not in key.permissions:
-        why = f"key is {state.value}" if state is not KeyState.ACTIVE else "key may no longer create links"
-        denied = NOT_LIVE.get(state, Reason.PERMISSION_NOT_GRANTED)
+    denied = standing(key, Permission.CONNECT_LINKS_CREATE, now)
+    named = key.kind is KeyKind.SERVER and not link.reference_id.startswith(GENERATED_PREFIX)
+    if denied is None and named and not _holds_what_is_minted(key):
+        denied = Reason.PERMISSION_NOT_GRANTED
+    if denied is not None:
         raise Refusal(
             ErrorReason.CONNECT_LINK_KEY_NOT_LIVE,
-            f"the Connect link's {why}",
+            f"the Connect link's key may no longer create it: {OUTCOMES[denied].explanation}",
             metadata={"key_id": key.key_id, "deny_reason": denied.name},
         )
     check_redirect(link.redirect_uri, key, workspace)
+
+
+def unseen(scoped_key: Key) -> bool:
+    """Tell whether a scoped key is as it was minted: nobody has rotated, changed, suspended or revoked it since."""
+    return scoped_key.state is KeyState.ACTIVE and scoped_key.update_time == scoped_key.create_time
 
 
 def complete(link: ConnectLink, scoped_key_id: str, now: datetime) -> ConnectLink:
@@ -113,6 +126,10 @@ def cancel(link: ConnectLink, now: datetime) -> ConnectLink:
         return link
     check_not_ended(link)
     return replace(link, cancel_time=now)
+
+
+def _holds_what_is_minted(key: Key) -> bool:
+    return CEILING[KeyKind.SCOPED] <= key.permissions
 
 
 _STATE_BY_REASON = {

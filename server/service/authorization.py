@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -12,7 +13,8 @@ from server.domain.errors import ErrorReason, Refusal
 from server.domain.revision import Revision, decode
 from server.domain.validation import is_device_id
 from server.service.base import Resources
-from server.store.contract import Reader
+from server.service.exposures import ExposureService
+from server.store.contract import Reader, StoreUnavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,15 @@ class Answers:
 class AuthorizationService:
     """Answers whether the holders of keys may do things."""
 
-    def __init__(self, resources: Resources) -> None:
+    def __init__(self, resources: Resources, exposures: ExposureService) -> None:
         self._resources = resources
+        self._exposures = exposures
 
-    def answer(self, questions: Sequence[Question | Refusal], at_least_revision: str) -> Answers:
+    def answer(self, questions: Sequence[Question | Refusal], at_least_revision: str, caller_id: str) -> Answers:
         """Answer questions from one snapshot, at the revision of a token or later; an empty token asks for none.
+
+        Keys that are found exposed are dealt with before this returns, unless writers are busy; the answer is a denial
+        whatever comes of it, and the next use tries again.
 
         What could not be made a question passes through as its refusal. Raises Refusal (REVISION_NOT_VERIFIABLE) for
         the token, StoreUnavailable.
@@ -71,6 +77,9 @@ class AuthorizationService:
                 continue
             valid_for = None if decision.valid_until is None else decision.valid_until - now
             answers.append(Answer(decision, secrets.token_hex(12), valid_for))
+        with suppress(StoreUnavailable):
+            decisions = (answer.decision for answer in answers if isinstance(answer, Answer))
+            self._exposures.contain(decisions, caller_id)
         return Answers(tuple(answers), revision)
 
 

@@ -56,6 +56,12 @@ class ConnectService:
 
         Refusals: see ConnectService.CreateConnectLink in `connect_service.proto`.
         """
+        # Once without the lock, so that nobody without a key can make writers queue, and once with it. Before anything
+        # else is looked at, since a leak is one whatever the rest would say.
+        with self._resources.store.read() as reader:
+            decision = self._decide(reader, question, self._resources.clock())
+        self._exposures.contain([decision], call.caller_id)
+        _require_permitted(decision)
         fields = Fields()
         call.check(fields)
         fields.required("redirect_uri", redirect_uri)
@@ -63,11 +69,6 @@ class ConnectService:
             fields.visible("reference_id", reference_id)
         fields.client_state("client_state", client_state)
         fields.refuse_if_invalid()
-        # Once without the lock, so that nobody without a key can make writers queue, and once with it.
-        with self._resources.store.read() as reader:
-            decision = self._decide(reader, question, self._resources.clock())
-        self._exposures.contain([decision], call.caller_id)
-        _require_permitted(decision)
 
         def work(writer: Writer, now: datetime) -> Issued[LinkView]:
             key = _require_permitted(self._decide(writer, question, now))
@@ -127,7 +128,7 @@ class ConnectService:
             origin = _on_behalf_of(call, key.key_id)
             owned = [Registration(given.device_id, link.reference_id, given.manufacturer) for given in registrations]
             devices = record_devices(writer, origin, link.workspace_id, owned, now)
-            return self._complete(writer, origin, link, devices, now)
+            return self._complete(writer, origin, link, key, devices, now)
 
         def again(writer: Writer, _link_id: str, now: datetime) -> Completion:
             """Answer a completion whose answer was lost: the key that nobody saw is revoked for a fresh one."""
@@ -135,11 +136,13 @@ class ConnectService:
             key = require_key(writer, link.key_id)
             links.check_unblocked(link, key, require_workspace(writer, link.workspace_id), now)
             origin = _on_behalf_of(call, key.key_id)
-            unseen = require_key(writer, link.scoped_key_id or "")
-            revoked = lifecycle.revoke(unseen, "the answer that held it was lost", now)
-            if revoked != unseen:
-                writer.replace_key(revoked)
-                writer.record([describe(EventType.KEY_REVOKED, origin, unseen, revoked, now)])
+            lost = require_key(writer, link.scoped_key_id or "")
+            if not links.unseen(lost):
+                # Somebody has it, or has ended it: a replay must not undo that.
+                raise repeated("key_id", lost.key_id)
+            revoked = lifecycle.revoke(lost, "the answer that held it was lost", now)
+            writer.replace_key(revoked)
+            writer.record([describe(EventType.KEY_REVOKED, origin, lost, revoked, now)])
             found = writer.devices([given.device_id for given in registrations])
             mine = (link.workspace_id, link.reference_id)
             devices = tuple(
@@ -148,7 +151,7 @@ class ConnectService:
                 if given.device_id in found
                 and (found[given.device_id].workspace_id, found[given.device_id].reference_id) == mine
             )
-            return self._complete(writer, origin, link, devices, now)
+            return self._complete(writer, origin, link, key, devices, now)
 
         return self._resources.carry_out(call, work, lambda completion: completion.view.link.connect_link_id, again)
 
@@ -176,10 +179,11 @@ class ConnectService:
         writer: Writer,
         origin: Origin,
         link: ConnectLink,
+        maker: Key,
         devices: tuple[Device, ...],
         now: datetime,
     ) -> Completion:
-        """Mint the scoped key of a link and close the link with it."""
+        """Mint the scoped key of a link, limited to the manufacturers that its maker is, and close the link with it."""
         workspace = require_workspace(writer, link.workspace_id)
         key_id = new_id()
         minted = lifecycle.mint_generation(TOKEN_KIND[KeyKind.SCOPED], key_id, 1, self._resources.peppers, now)
@@ -189,6 +193,7 @@ class ConnectService:
             kind=KeyKind.SCOPED,
             display_name=f"End user {link.reference_id}"[:DISPLAY_NAME_LENGTH],
             permissions=CEILING[KeyKind.SCOPED],
+            allowed_manufacturers=maker.allowed_manufacturers,
             reference_id=link.reference_id,
             connect_link_id=link.connect_link_id,
             expire_time=now + workspace.scoped_key_lifetime,

@@ -122,6 +122,8 @@ class DeviceService:
         """List the devices of a workspace. Raises Refusal: FIELD_INVALID, WORKSPACE_NOT_FOUND."""
         fields = Fields()
         fields.required("workspace_id", workspace_id)
+        if reference_id:
+            fields.visible("reference_id", reference_id)
         makers = fields.manufacturers("manufacturers", manufacturers)
         limit = fields.page_size("page_size", page_size)
         fields.refuse_if_invalid()

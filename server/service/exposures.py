@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -10,11 +11,13 @@ from server.domain import lifecycle
 from server.domain.decision import Decision
 from server.domain.events import Event, EventType, Origin, describe
 from server.domain.kinds import ExposurePolicy
-from server.domain.model import Generation, Key, KeyState
+from server.domain.model import Key, KeyState
 from server.domain.reasons import Reason
 from server.service.base import Resources, require_workspace
-from server.store.contract import Reader
+from server.store.contract import Reader, deadline_within
 
+# How long a decision waits to deal with what it found; the next use of the key tries again.
+LOCK_SECONDS = 0.2
 REASON = "seen in a browser or an app"
 
 
@@ -38,18 +41,18 @@ class ExposureService:
         A secret that was replaced is of no more use to anybody, and ends nothing: otherwise whoever finds an old one
         could revoke the key that took its place. Raises StoreUnavailable; a later use of the key tries again.
         """
-        exposed = {
-            decision.key.key_id: decision.generation
-            for decision in decisions
-            if decision.reason is Reason.KEY_EXPOSED and decision.key is not None and decision.generation is not None
-        }
+        exposed: dict[str, set[int]] = defaultdict(set)
+        for decision in decisions:
+            if decision.reason is Reason.KEY_EXPOSED and decision.key is not None and decision.generation is not None:
+                exposed[decision.key.key_id].add(decision.generation.number)
         if not exposed:
             return
-        # Looked at without the write lock first, so that an exposed key in use costs no writer its turn.
+        # Without the write lock first, so that an exposed key in use costs no writer its turn; and not for long with
+        # it, so that no decision waits for writers.
         with self._resources.store.read() as reader:
             if not self._findings(reader, exposed, self._resources.clock()):
                 return
-        with self._resources.store.write() as writer:
+        with deadline_within(LOCK_SECONDS), self._resources.store.write() as writer:
             now = self._resources.clock()
             events: list[Event] = []
             for finding in self._findings(writer, exposed, now):
@@ -58,16 +61,14 @@ class ExposureService:
                 events.append(describe(EventType.KEY_EXPOSED, origin, finding.before, finding.after, now))
             writer.record(events)
 
-    def _findings(self, reader: Reader, exposed: dict[str, Generation], now: datetime) -> list[_Finding]:
+    def _findings(self, reader: Reader, exposed: Mapping[str, set[int]], now: datetime) -> list[_Finding]:
         findings = []
         for key_id, before in reader.keys(exposed).items():
-            generation = exposed[key_id]
-            policy = require_workspace(reader, before.workspace_id).exposure_policy
-            current = next((one for one in before.generations if one.number == generation.number), generation)
-            if current.retired(now):
+            usable = [one for one in before.generations if one.number in exposed[key_id] and not one.retired(now)]
+            if not usable:
                 continue
-            after = _contained(before, policy, now)
-            if before.expose_time is None or before.expose_time < current.create_time:
+            after = _contained(before, require_workspace(reader, before.workspace_id).exposure_policy, now)
+            if before.expose_time is None or before.expose_time < usable[-1].create_time:
                 after = replace(after, expose_time=now, update_time=now)
             if after != before:
                 findings.append(_Finding(before, after))

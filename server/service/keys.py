@@ -120,6 +120,8 @@ class KeyService:
         """List the keys of a workspace. Raises Refusal: FIELD_INVALID, WORKSPACE_NOT_FOUND."""
         fields = Fields()
         fields.required("workspace_id", workspace_id)
+        if reference_id:
+            fields.visible("reference_id", reference_id)
         wanted = fields.labels("labels", labels, LABEL_FILTERS)
         limit = fields.page_size("page_size", page_size)
         fields.refuse_if_invalid()

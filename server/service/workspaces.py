@@ -107,6 +107,9 @@ class WorkspaceService:
             if actor_id:
                 actor = writer.keys([actor_id]).get(actor_id)
                 check_actor(actor, workspace_id, Permission.WORKSPACE_CONFIGURE, now)
+                if not set(values.get("redirect_uris", ())) <= set(before.redirect_uris):
+                    # They say where scoped keys are sent.
+                    check_actor(actor, workspace_id, Permission.CONNECT_LINKS_CREATE, now)
             if replace(before, **values) == before:
                 return before
             after = replace(before, update_time=now, **values)

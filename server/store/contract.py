@@ -5,8 +5,11 @@ The docstrings are the promise, and `tests/store/conformance.py` holds every sto
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import math
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
@@ -17,6 +20,24 @@ from server.domain.model import Caller, ConnectLink, Device, Key, KeyState, Work
 from server.domain.revision import Revision
 
 T = TypeVar("T")
+
+# The instant, on time.monotonic's clock, by which the call under way must be answered. No transaction waits beyond it.
+DEADLINE: ContextVar[float] = ContextVar("DEADLINE", default=math.inf)
+
+
+def seconds_left() -> float:
+    """Return how long the call under way may still take; infinity where it has no deadline, never less than 0."""
+    return max(0.0, DEADLINE.get() - time.monotonic())
+
+
+@contextmanager
+def deadline_within(seconds: float) -> Iterator[None]:
+    """Bring the deadline of the call under way forward for a block, to so many seconds from now at most."""
+    token = DEADLINE.set(min(DEADLINE.get(), time.monotonic() + seconds))
+    try:
+        yield
+    finally:
+        DEADLINE.reset(token)
 
 
 class StoreUnavailable(Exception):  # noqa: N818 - it names a state
@@ -117,7 +138,8 @@ class Reader(Protocol):
         """List workspaces in order of creation.
 
         As for every list: a row that exists while all pages are read, each in a snapshot of its own, is on exactly one
-        of them, whatever is inserted, changed or removed meanwhile.
+        of them, whatever is inserted, changed or removed meanwhile. A page has at least one row, if there is one, and
+        may have fewer than `limit` where rows are large.
         """
 
     def list_keys(self, which: KeyFilter, after: Cursor | None, limit: int) -> Page[Key]:
@@ -156,7 +178,7 @@ class Writer(Reader, Protocol):
     def replace_key(self, key: Key) -> None:
         """Store the new state of a key that was read in this transaction.
 
-        Generations may change and be added, never removed.
+        Generations may change and be added; those that are left out are deleted.
         """
 
     def put_devices(self, devices: Sequence[Device]) -> None:

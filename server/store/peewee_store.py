@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 # Rows that one INSERT carries: the narrowest limit of the databases is on the number of values in a statement.
 _ROWS_A_STATEMENT = 500
+# A page ends early once its rows, written out, have so many characters: clients accept 4 MiB by default.
+_PAGE_CHARACTERS = 1_000_000
 
 
 class Engine(Protocol):
@@ -34,6 +36,9 @@ class Engine(Protocol):
 
     def writing(self) -> AbstractContextManager[peewee.Database]:
         """Take the write lock and open a transaction, which is rolled back unless the block commits it."""
+
+    def create(self) -> None:
+        """Make an empty store where there is none, if this kind of store is made so."""
 
     def migrating(self) -> AbstractContextManager[peewee.Database]:
         """Keep other writers out, and commit when the block ends."""
@@ -96,31 +101,31 @@ class PeeweeReader:
 
     def workspace(self, workspace_id: str) -> Workspace | None:
         """Return a workspace."""
-        row = self._first(tables.Workspace.select().where(tables.Workspace.workspace_id == workspace_id))
+        row = self._by_id(tables.Workspace, tables.Workspace.workspace_id, workspace_id)
         return None if row is None else rows.to_workspace(row)
 
     def keys(self, key_ids: Collection[str]) -> Mapping[str, Key]:
         """Return those of the keys that exist."""
-        found = self._rows(tables.Key.select().where(tables.Key.key_id.in_(list(key_ids))))
+        found = self._rows(tables.Key.select().where(tables.Key.key_id.in_(_storable(key_ids))))
         return {key.key_id: key for key in self._to_keys(found)}
 
     def devices(self, device_ids: Collection[str]) -> Mapping[str, Device]:
         """Return those of the devices that exist."""
-        found = self._rows(tables.Device.select().where(tables.Device.device_id.in_(list(device_ids))))
+        found = self._rows(tables.Device.select().where(tables.Device.device_id.in_(_storable(device_ids))))
         return {row["device_id"]: rows.to_device(row) for row in found}
 
     def connect_link(self, connect_link_id: str) -> ConnectLink | None:
         """Return a Connect link."""
-        row = self._first(tables.ConnectLink.select().where(tables.ConnectLink.connect_link_id == connect_link_id))
+        row = self._by_id(tables.ConnectLink, tables.ConnectLink.connect_link_id, connect_link_id)
         return None if row is None else rows.to_connect_link(row)
 
     def caller(self, caller_id: str) -> Caller | None:
         """Return a caller."""
-        return self._caller(tables.Caller.caller_id == caller_id)
+        return self._caller(tables.Caller.caller_id, caller_id)
 
     def caller_of_key(self, key_id: str) -> Caller | None:
         """Return the caller with this key."""
-        return self._caller(tables.Caller.key_id == key_id)
+        return self._caller(tables.Caller.key_id, key_id)
 
     def carried_out(self, caller_id: str, method: str, request_id: str) -> CarriedOut | None:
         """Return the request that was carried out under this id."""
@@ -198,11 +203,12 @@ class PeeweeReader:
         if after is not None:
             query = query.where((position > after.position) | ((position == after.position) & (row_id > after.row_id)))
         found = self._rows(query.order_by(position, row_id).limit(limit + 1))
+        fitting = _fitting(found[:limit])
         following = None
-        if len(found) > limit:
-            last = found[limit - 1]
+        if len(found) > fitting:
+            last = found[fitting - 1]
             following = Cursor(last[position.name], last[row_id.name])
-        return Page(tuple(convert(found[:limit])), following)
+        return Page(tuple(convert(found[:fitting])), following)
 
     def _to_keys(self, found: list[dict[str, Any]]) -> list[Key]:
         key_ids = [row["key_id"] for row in found]
@@ -225,8 +231,12 @@ class PeeweeReader:
                 by_key[row["key_id"]].append(row)
         return by_key
 
-    def _caller(self, condition: Any) -> Caller | None:
-        return next(iter(self._to_callers(self._rows(tables.Caller.select().where(condition)))), None)
+    def _caller(self, column: peewee.Field, value: str) -> Caller | None:
+        row = self._by_id(tables.Caller, column, value)
+        return None if row is None else self._to_callers([row])[0]
+
+    def _by_id(self, table: Any, column: peewee.Field, value: str) -> dict[str, Any] | None:
+        return self._first(table.select().where(column.in_(_storable([value]))))
 
 
 class PeeweeWriter(PeeweeReader):
@@ -378,6 +388,9 @@ class PeeweeWriter(PeeweeReader):
             raise LookupError(f"{table._meta.table_name} to be replaced was not read in this transaction")  # noqa: SLF001
 
     def _put_generations(self, table: Any, key_id: str, owner: Key | Caller) -> None:
+        numbers = [generation.number for generation in owner.generations]
+        gone = (table.key_id == key_id) & table.number.not_in(numbers)
+        table.delete().where(gone).execute(self._database)
         # In order: the secret that was in force retires before the next one takes its place, as the schema demands.
         for generation in owner.generations:
             table.insert(rows.generation_row(key_id, generation)).on_conflict(
@@ -390,6 +403,21 @@ class PeeweeWriter(PeeweeReader):
             tables.KeyLabel,
             [{"key_id": key.key_id, "name": name, "value": value} for name, value in key.labels.items()],
         )
+
+
+def _fitting(found: list[dict[str, Any]]) -> int:
+    """Return how many rows fit into a page: at least one, and no more than a client will accept at once."""
+    size = 0
+    for number, row in enumerate(found):
+        size += len(str(row))
+        if size > _PAGE_CHARACTERS:
+            return max(1, number)
+    return len(found)
+
+
+def _storable(ids: Collection[str]) -> list[str]:
+    """Return the ids that a row could have. Postgres has no NUL in a text, and refuses to be asked for one."""
+    return [one for one in ids if "\0" not in one]
 
 
 def _to_revision(row: Mapping[str, Any]) -> Revision:

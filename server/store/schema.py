@@ -19,11 +19,6 @@ class SchemaState:
     pending: tuple[str, ...]
     unknown: tuple[str, ...]
 
-    @property
-    def current(self) -> bool:
-        """Tell whether this release can run on it."""
-        return not self.pending and not self.unknown
-
 
 def inspect(engine: Engine) -> SchemaState:
     """Compare a store's history of migrations with this release's. Raises StoreUnavailable."""

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import peewee
 
-from server.store.contract import StoreUnavailable
+from server.store.contract import StoreUnavailable, seconds_left
 
 # How long a writer waits for the lock before it gives up.
 BUSY_SECONDS = 5.0
@@ -76,12 +76,19 @@ class SqliteEngine:
         Raises StoreUnavailable, also where the lock is not to be had in time.
         """
         self._refuse_nesting()
-        if not self._writers.acquire(timeout=self._busy_seconds):
+        patience = min(self._busy_seconds, seconds_left())
+        waits_until = time.monotonic() + patience
+        if not self._writers.acquire(timeout=patience):
             raise StoreUnavailable("other writers keep the database busy")
         try:
             with self._failures_named():
                 self._connect()
-                self.database.begin("IMMEDIATE")
+                left = max(0.0, waits_until - time.monotonic())
+                self.database.execute_sql(f"PRAGMA busy_timeout = {round(left * 1000)}")
+                try:
+                    self.database.begin("IMMEDIATE")
+                finally:
+                    self.database.execute_sql(f"PRAGMA busy_timeout = {round(self._busy_seconds * 1000)}")
                 try:
                     yield self.database
                 finally:
@@ -130,7 +137,7 @@ class SqliteEngine:
         self._identity = identity
 
     def _refuse_nesting(self) -> None:
-        if self.database.in_transaction():
+        if not self.database.is_closed() and self.database.connection().in_transaction:
             raise RuntimeError("a thread has one transaction at a time")
 
     def _write_ahead(self) -> None:

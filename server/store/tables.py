@@ -42,7 +42,7 @@ class Revision(Model):
 
     class Meta:
         table_name = "revision"
-        constraints = (Check("row = 1", "revision_is_one_row"),)
+        constraints = (Check('"row" = 1', "revision_is_one_row"),)
 
 
 class Change(Model):

@@ -11,11 +11,12 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from server.domain.errors import ErrorReason, Refusal
+from server.domain.errors import ErrorReason, Refusal, Violation
 from server.store.contract import StoreUnavailable
 
 DOMAIN = "auth.texture"
 RETRY_SECONDS = 1
+MAXIMUM_DETAIL_BYTES = 3072
 
 CODES = {
     ErrorReason.FIELD_INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -79,21 +80,23 @@ def status_of(refusal: Refusal) -> grpc.Status:
         error_details_pb2.ErrorInfo(reason=refusal.reason.name, domain=DOMAIN, metadata=refusal.metadata)
     ]
     if refusal.violations:
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(
-                        field=violation.field, description=violation.description
-                    )
-                    for violation in refusal.violations
-                ]
-            )
-        )
+        details.append(_bad_request(refusal.violations))
     if code is grpc.StatusCode.UNAVAILABLE:
         details.append(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=RETRY_SECONDS)))
     return rpc_status.to_status(
         status_pb2.Status(code=code.value[0], message=refusal.message, details=_packed(details))
     )
+
+
+def _bad_request(violations: tuple[Violation, ...]) -> error_details_pb2.BadRequest:
+    """Return the first violations, as many as fit: errors travel in metadata, of which clients accept 8 KiB."""
+    message = error_details_pb2.BadRequest()
+    for violation in violations:
+        message.field_violations.add(field=violation.field, description=violation.description)
+        if message.ByteSize() > MAXIMUM_DETAIL_BYTES:
+            message.field_violations.pop()
+            break
+    return message
 
 
 def _packed(messages: Iterable[Message]) -> Iterable[any_pb2.Any]:

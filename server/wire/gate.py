@@ -84,7 +84,8 @@ class Gate(grpc.ServerInterceptor):
             started = time.perf_counter()
             rpc = None
             try:
-                rpc = Rpc(method, self._admit(method, context))
+                rpc = Rpc(method, self._authenticator.authenticate(_credential(context)))
+                _require_role(rpc)
                 CURRENT.set(rpc)
                 response = behavior(_parsed(raw, deserialize), context)
             except Exception as error:  # noqa: BLE001 - every failure has an answer
@@ -103,10 +104,12 @@ class Gate(grpc.ServerInterceptor):
     ) -> Callable[[Iterator[Any], grpc.ServicerContext], Iterator[Any]]:
         def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             started = time.perf_counter()
+            rpc = None
             try:
-                rpc = Rpc(method, self._admit(method, context))
+                rpc = Rpc(method, self._authenticator.authenticate(_credential(context)))
+                _require_role(rpc)
             except Exception as error:  # noqa: BLE001 - every failure has an answer
-                refusal = self._refused(method, None, error, started)
+                refusal = self._refused(method, rpc, error, started)
             else:
                 _log_call(method, rpc, grpc.StatusCode.OK, started)
                 yield from behavior(requests, context)
@@ -114,19 +117,6 @@ class Gate(grpc.ServerInterceptor):
             context.abort_with_status(status_of(refusal))
 
         return call
-
-    def _admit(self, method: str, context: grpc.ServicerContext) -> Caller:
-        """Return the caller, if it may call this method. Raises Refusal."""
-        caller = self._authenticator.authenticate(_credential(context))
-        roles = policy.ROLES.get(method, frozenset())
-        if caller.roles.isdisjoint(roles):
-            names = ", ".join(sorted(role.value for role in roles)) or "none"
-            raise Refusal(
-                ErrorReason.CALLER_ROLE_MISSING,
-                f"{caller.caller_id} may not call {method}, which needs one of these roles: {names}",
-                metadata={"caller_id": caller.caller_id, "roles": names},
-            )
-        return caller
 
     def _refused(self, method: str, rpc: Rpc | None, error: Exception, started: float) -> Refusal:
         """Log a failure and return what the caller is told of it."""
@@ -138,8 +128,20 @@ class Gate(grpc.ServerInterceptor):
             _log.error("pepper missing", method=method, **refusal.metadata)
         if refusal.reason is ErrorReason.INTERNAL_FAULT:
             _log.error("internal fault", method=method, exc_info=error, **refusal.metadata)
-        _log_call(method, rpc, CODES[refusal.reason], started, error_reason=refusal.reason.name)
+        _log_call(method, rpc, CODES[refusal.reason], started, error_reason=refusal.reason.name, **refusal.metadata)
         return refusal
+
+
+def _require_role(rpc: Rpc) -> None:
+    """Make sure that the caller may call this method. Raises Refusal (CALLER_ROLE_MISSING)."""
+    roles = policy.ROLES.get(rpc.method, frozenset())
+    if rpc.caller.roles.isdisjoint(roles):
+        names = ", ".join(sorted(role.value for role in roles)) or "none"
+        raise Refusal(
+            ErrorReason.CALLER_ROLE_MISSING,
+            f"{rpc.caller.caller_id} may not call {rpc.method}, which needs one of these roles: {names}",
+            metadata={"caller_id": rpc.caller.caller_id, "roles": names},
+        )
 
 
 def _credential(context: grpc.ServicerContext) -> str:
@@ -169,12 +171,11 @@ def _parsed(raw: bytes, deserialize: Callable[[bytes], Any]) -> Any:
 
 
 def _log_call(method: str, rpc: Rpc | None, code: grpc.StatusCode, started: float, **more: object) -> None:
-    _log.info(
-        "rpc",
-        method=method,
-        caller=None if rpc is None else rpc.caller.caller_id,
-        code=code.name,
-        milliseconds=round((time.perf_counter() - started) * 1000, 3),
-        **({} if rpc is None else rpc.notes),
-        **more,
-    )
+    line: dict[str, object] = {
+        "method": method,
+        "caller": None if rpc is None else rpc.caller.caller_id,
+        "code": code.name,
+        "milliseconds": round((time.perf_counter() - started) * 1000, 3),
+    }
+    # A later part wins over an earlier one of the same name; a log that fails must not fail the call.
+    _log.info("rpc", **{**more, **({} if rpc is None else rpc.notes), **line})

@@ -61,7 +61,9 @@ class HealthMonitor:
         try:
             self._ping()
         except StoreUnavailable as error:
-            cause = str(error)
+            cause = str(error) or "the store is unavailable"
+        except Exception as error:  # noqa: BLE001 - a monitor that dies says SERVING for ever
+            cause = type(error).__name__
         serving = not cause
         if serving is self._serving:
             return

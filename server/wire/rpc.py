@@ -6,12 +6,15 @@ import hashlib
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+import structlog
 from google.protobuf.message import Message
 
 from server.domain.model import Caller
 from server.domain.token import is_id
 from server.domain.validation import is_slug
 from server.service.base import Call
+
+_log = structlog.get_logger("texture_auth.access")
 
 
 @dataclass(slots=True)
@@ -29,6 +32,12 @@ CURRENT: ContextVar[Rpc] = ContextVar("CURRENT")
 def note(**notes: object) -> None:
     """Add to the access log's line of the call under way."""
     CURRENT.get().notes.update(notes)
+
+
+def log_part(**notes: object) -> None:
+    """Write a line of its own for a part of the call under way: an answer of a batch."""
+    rpc = CURRENT.get()
+    _log.info("part", method=rpc.method, caller=rpc.caller.caller_id, **notes)
 
 
 def note_id(name: str, text: str) -> None:

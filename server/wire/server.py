@@ -123,7 +123,7 @@ class GrpcServer:
         clock = resources.clock
         exposures = ExposureService(resources)
         authorize_service_pb2_grpc.add_AuthorizeServiceServicer_to_server(
-            AuthorizeServicer(AuthorizationService(resources), exposures), self._server
+            AuthorizeServicer(AuthorizationService(resources, exposures)), self._server
         )
         key_service_pb2_grpc.add_KeyServiceServicer_to_server(KeyServicer(KeyService(resources), clock), self._server)
         connect_service_pb2_grpc.add_ConnectServiceServicer_to_server(

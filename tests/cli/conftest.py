@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 
 from tests.cli.runner import Cli
-from tests.harness import Service
+from tests.harness import Service, running_service
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +18,13 @@ def _quiet_server() -> Iterator[None]:
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """A server on SQLite: to the command line all stores are the same."""
+    with running_service(tmp_path) as running:
+        yield running
 
 
 @pytest.fixture

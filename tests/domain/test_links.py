@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from server.domain.errors import ErrorReason, Refusal
 from server.domain.kinds import KeyKind, Permission
 from server.domain.links import (
+    GENERATED_PREFIX,
     ConnectLinkState,
     cancel,
     check_completable,
@@ -18,6 +21,7 @@ from server.domain.links import (
     complete,
     registered_redirects,
     state_of,
+    unseen,
 )
 from server.domain.model import ConnectLink, Key, KeyState, Workspace
 from server.domain.validation import Fields
@@ -149,10 +153,10 @@ def test_a_link_whose_redirect_is_no_longer_registered_is_blocked(key: Key, work
 
 
 BLOCKING = {
-    "key is revoked": (REVOKED, "KEY_REVOKED"),
+    "key was revoked": (REVOKED, "KEY_REVOKED"),
     "key is suspended": (make_key(KeyKind.CONNECT, state=KeyState.SUSPENDED), "KEY_SUSPENDED"),
-    "key is expired": (make_key(KeyKind.CONNECT, expire_time=NOW), "KEY_EXPIRED"),
-    "key may no longer create links": (make_key(KeyKind.CONNECT, permissions=frozenset()), "PERMISSION_NOT_GRANTED"),
+    "key has expired": (make_key(KeyKind.CONNECT, expire_time=NOW), "KEY_EXPIRED"),
+    "key does not hold the permission": (make_key(KeyKind.CONNECT, permissions=frozenset()), "PERMISSION_NOT_GRANTED"),
 }
 
 
@@ -179,13 +183,37 @@ def test_a_blocked_link_gives_the_deny_reason_that_the_contract_promises(words: 
     [
         pytest.param(make_key(KeyKind.CONNECT), NOW, id="a connect key"),
         pytest.param(make_key(), NOW, id="a server key"),
-        pytest.param(make_key(permissions=frozenset({Permission.CONNECT_LINKS_CREATE})), NOW, id="a narrow server key"),
         pytest.param(make_key(), make_connect_link().expire_time - SECOND, id="the last second"),
     ],
 )
 def test_an_open_link_can_be_completed(key: Key, now: datetime) -> None:
     check_completable(make_connect_link(), key, make_workspace(), now)
     assert state_of(make_connect_link(), key, make_workspace(), now) is ConnectLinkState.OPEN
+
+
+NARROW = make_key(permissions=frozenset({Permission.CONNECT_LINKS_CREATE}))
+
+
+def test_a_narrow_server_key_may_not_name_an_end_user_whose_devices_it_could_not_reach_itself() -> None:
+    with pytest.raises(Refusal) as refused:
+        choose_reference_id(NARROW, "victim", UUID(int=1))
+    assert refused.value.reason is ErrorReason.REFERENCE_ID_NOT_PERMITTED
+
+
+def test_a_link_that_names_an_end_user_is_blocked_once_its_key_could_not_name_one() -> None:
+    assert state_of(make_connect_link(), NARROW, make_workspace(), NOW) is ConnectLinkState.BLOCKED
+    generated = make_connect_link(reference_id=f"{GENERATED_PREFIX}{UUID(int=1)}")
+    assert state_of(generated, NARROW, make_workspace(), NOW) is ConnectLinkState.OPEN
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({}, True), ({"update_time": NOW}, False), ({"state": KeyState.SUSPENDED}, False)],
+    ids=["as it was minted", "changed since", "suspended"],
+)
+def test_a_scoped_key_is_unseen_while_it_is_as_it_was_minted(change: dict[str, Any], expected: bool) -> None:
+    minted = make_key(KeyKind.SCOPED, update_time=make_key().create_time)
+    assert unseen(replace(minted, **change)) is expected
 
 
 def test_a_blocked_link_opens_again_with_its_key() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -112,7 +111,6 @@ def serving(folder: Path, *flags: str, env: Mapping[str, str] | None = None) -> 
             return found and found[1]
 
         where = wait_until(address, "the server says where it listens")
-        _wait_for_signal_handlers(process.pid)
         yield Server(process, where, folder, stdout, stderr)
     finally:
         if process.poll() is None:
@@ -142,16 +140,3 @@ def health(channel: grpc.Channel, timeout: float = 10) -> str:
         code: grpc.StatusCode = error.code()
         return code.name
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-
-
-def _wait_for_signal_handlers(pid: int) -> None:
-    """Wait until the process handles SIGTERM, which it does shortly after it has said where it listens."""
-    status = Path(f"/proc/{pid}/status")
-    if status.exists():
-        wait_until(lambda: _handles_sigterm(status.read_text()), "the server handles SIGTERM")
-
-
-def _handles_sigterm(status: str) -> bool:
-    """Tell whether a process has a handler for SIGTERM, or keeps it waiting until it asks for it."""
-    found = re.findall(r"^Sig(?:Cgt|Blk):\s*([0-9a-f]+)$", status, re.MULTILINE)
-    return not found or any(int(signals, 16) >> (signal.SIGTERM - 1) & 1 for signals in found)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from server import app, logs
+from server.cli import operate
 from server.cli.root import root
 from server.settings import Settings
 from tests.operate.process import environment, run, serving
@@ -30,11 +32,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logs, "configure", lambda *_: None)
     monkeypatch.setattr(app.App, "run_until_signalled", _end_at_once)
+    # This is not the server's own process: signals stay as they are, and it goes on.
+    monkeypatch.setattr(app, "Signals", object)
+    monkeypatch.setattr(operate, "leave", sys.exit)
     app.migrate(Settings(database="sqlite:auth.db"))
     return tmp_path
 
 
-def _end_at_once(running: app.App) -> int:
+def _end_at_once(running: app.App, *_: object) -> int:
     running.stop()
     return 0
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -68,7 +66,7 @@ def make_scoped_key(
     service: Service, *device_ids: str, reference_id: str = USER, workspace_id: str = WORKSPACE, manufacturer: str = ""
 ) -> connect_service_pb2.CompleteConnectLinkResponse:
     """Let an end user connect devices, and return what that made."""
-    server_key = make_key(service, workspace_id=workspace_id, permissions=["connect_links:create"])
+    server_key = make_key(service, workspace_id=workspace_id)
     link = service.operator.connect.CreateConnectLink(
         connect_service_pb2.CreateConnectLinkRequest(
             api_key=server_key.api_key, redirect_uri=REDIRECT_URI, reference_id=reference_id
@@ -192,9 +190,8 @@ def event_types(service: Service, key_id: str) -> list[str]:
 
 def count_rows(service: Service, table: str) -> int:
     """Count what the store holds, for what no RPC lists: `event`, `change`, `api_key`."""
-    with closing(sqlite3.connect(service.database)) as database:
-        (count,) = database.execute(f"SELECT count(*) FROM {table}").fetchone()
-    return int(count)
+    (row,) = service.query(f"SELECT count(*) AS number FROM {table}")
+    return int(row["number"])
 
 
 def current_revision(service: Service) -> str:

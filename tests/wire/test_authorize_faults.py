@@ -66,6 +66,7 @@ def test_a_question_without_a_context_is_fine(grid: Service) -> None:
     assert grid.operator.authorize.Authorize(request).decision == pb.DECISION_ALLOW
 
 
+@pytest.mark.parametrize("service", ["sqlite"], indirect=True)
 def test_a_store_that_is_away_is_unavailable_and_worth_a_retry(grid: Service) -> None:
     api_key = make_key(grid).api_key
     away = grid.database.with_name("away")

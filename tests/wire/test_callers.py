@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
 from datetime import UTC, timedelta
 from typing import Any
 
@@ -311,11 +309,8 @@ def test_every_change_of_a_caller_is_an_event_and_none_holds_a_secret(service: S
     keys = [create(service.operator).caller_key, rotate(service.operator).caller_key]
     update(service.operator, "display_name", display_name="after")
     revoke(service.operator, reason="decommissioned", request_id="once")
-    with closing(sqlite3.connect(service.database)) as database:
-        database.row_factory = sqlite3.Row
-        query = "SELECT * FROM event WHERE subject_id = 'device-api' ORDER BY event_id"
-        events = [dict(row) for row in database.execute(query)]
-        digests = [row["digest"] for row in database.execute("SELECT digest FROM caller_generation")]
+    events = service.query("SELECT * FROM event WHERE subject_id = 'device-api' ORDER BY event_id")
+    digests = [bytes(row["digest"]) for row in service.query("SELECT digest FROM caller_generation")]
     assert [event["type"] for event in events] == [
         "caller.created",
         "caller.rotated",

@@ -133,6 +133,7 @@ def test_the_full_key_is_shown_once(grid: Service) -> None:
     assert all(secret not in str(message) and secret[:8] not in str(message) for message in shown)
 
 
+@pytest.mark.parametrize("service", ["sqlite"], indirect=True)
 def test_the_store_does_not_hold_the_key(grid: Service) -> None:
     secret = make_key(grid).api_key.rsplit("_", 1)[1].encode()
 

@@ -105,7 +105,7 @@ def test_no_event_holds_a_secret_a_digest_or_a_pepper(grid: Service) -> None:
     made = make_key(grid)
     secrets = [made.api_key, rotate(grid, made.key.key_id).api_key]
     scoped = make_scoped_key(grid, "mine")
-    pepper = (grid.database.parent / "peppers").read_text().split()[1]
+    pepper = (grid.folder / "peppers").read_text().split()[1]
 
     text = "".join(
         MessageToJson(event)

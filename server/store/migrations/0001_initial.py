@@ -39,7 +39,7 @@ def up(_migrator: SchemaMigrator, db: Database) -> None:
 
         class Meta:
             table_name = "revision"
-            constraints = (Check("row = 1", "revision_is_one_row"),)
+            constraints = (Check('"row" = 1', "revision_is_one_row"),)
 
     class Change(db.Model):
         revision = BigIntegerField()
@@ -265,23 +265,22 @@ def up(_migrator: SchemaMigrator, db: Database) -> None:
             table_name = "request"
             primary_key = CompositeKey("caller_id", "method", "request_id")
 
-    db.create_tables(
-        [
-            Revision,
-            Change,
-            Workspace,
-            Key,
-            KeyGeneration,
-            KeyLabel,
-            ConnectLink,
-            Device,
-            Caller,
-            CallerGeneration,
-            Event,
-            Request,
-        ],
-        safe=False,
-    )
+    # In an order in which each finds what it refers to.
+    for table in (
+        Revision,
+        Change,
+        Workspace,
+        Key,
+        KeyGeneration,
+        KeyLabel,
+        ConnectLink,
+        Device,
+        Caller,
+        CallerGeneration,
+        Event,
+        Request,
+    ):
+        table.create_table(safe=False)
     epoch, nonce = str(uuid.uuid4()), secrets.randbits(63)
     Revision.insert(row=1, epoch=epoch, number=0, nonce=nonce).execute()
     Change.insert(revision=0, nonce=nonce, entity_kind="epoch", entity_id=epoch).execute()

@@ -3,45 +3,31 @@
 from __future__ import annotations
 
 import grpc
-import structlog
 from texture.auth.v1 import authorize_service_pb2 as pb
 from texture.auth.v1 import authorize_service_pb2_grpc, error_pb2
 
 from server.domain.decision import Question, ask
 from server.domain.errors import Refusal
 from server.domain.validation import BATCH, Fields
-from server.service.authorization import Answer, Answers, AuthorizationService
-from server.service.exposures import ExposureService
-from server.store.contract import StoreUnavailable
+from server.service.authorization import Answer, AuthorizationService
 from server.wire import convert
-from server.wire.rpc import CURRENT, note
-
-_log = structlog.get_logger("texture_auth.exposure")
+from server.wire.rpc import CURRENT, log_part, note
 
 
 class AuthorizeServicer(authorize_service_pb2_grpc.AuthorizeServiceServicer):
     """AuthorizeService, as `authorize_service.proto` describes it."""
 
-    def __init__(self, service: AuthorizationService, exposures: ExposureService) -> None:
+    def __init__(self, service: AuthorizationService) -> None:
         self._service = service
-        self._exposures = exposures
 
     def Authorize(self, request: pb.AuthorizeRequest, context: grpc.ServicerContext) -> pb.AuthorizeResponse:
         """Answer one question."""
         question = _question(request)
-        answers = self._service.answer([question], request.at_least_revision)
+        answers = self._service.answer([question], request.at_least_revision, CURRENT.get().caller.caller_id)
         (answer,) = answers.answers
         if isinstance(answer, Refusal):
             raise answer
-        self._contain(answers)
-        decision = answer.decision
-        note(
-            permission=question.permission.value,
-            decision="ALLOW" if decision.allowed else "DENY",
-            reason=decision.reason.name,
-            key_id=None if decision.key is None else decision.key.key_id,
-            decision_id=answer.decision_id,
-        )
+        note(**_loggable(question, answer))
         return convert.answer(answer, answers.revision.encode())
 
     def BatchAuthorize(
@@ -53,9 +39,13 @@ class AuthorizeServicer(authorize_service_pb2_grpc.AuthorizeServiceServicer):
             fields.fault("questions", f"must have 1 to {BATCH} entries, has {len(request.questions)}")
         fields.refuse_if_invalid()
         questions = [_question_or_refusal(question) for question in request.questions]
-        answers = self._service.answer(questions, request.at_least_revision)
-        self._contain(answers)
+        answers = self._service.answer(questions, request.at_least_revision, CURRENT.get().caller.caller_id)
         revision = answers.revision.encode()
+        for question, answer in zip(questions, answers.answers, strict=True):
+            if isinstance(question, Question) and isinstance(answer, Answer) and not answer.decision.allowed:
+                log_part(**_loggable(question, answer))
+            elif isinstance(answer, Refusal):
+                log_part(error_reason=answer.reason.name, **answer.metadata)
         note(
             questions=len(questions),
             allowed=sum(isinstance(answer, Answer) and answer.decision.allowed for answer in answers.answers),
@@ -63,14 +53,6 @@ class AuthorizeServicer(authorize_service_pb2_grpc.AuthorizeServiceServicer):
         return pb.BatchAuthorizeResponse(
             answers=[_batch_answer(answer, revision) for answer in answers.answers], revision=revision
         )
-
-    def _contain(self, answers: Answers) -> None:
-        """Apply the policies to the keys that were found exposed. The answer is a denial whatever comes of it."""
-        decisions = [answer.decision for answer in answers.answers if isinstance(answer, Answer)]
-        try:
-            self._exposures.contain(decisions, CURRENT.get().caller.caller_id)
-        except StoreUnavailable as error:
-            _log.warning("exposed keys not dealt with yet", cause=str(error))
 
 
 def _question(message: pb.AuthorizeRequest | pb.Question) -> Question:
@@ -86,6 +68,18 @@ def _question_or_refusal(message: pb.Question) -> Question | Refusal:
         return _question(message)
     except Refusal as refusal:
         return refusal
+
+
+def _loggable(question: Question, answer: Answer) -> dict[str, object]:
+    """Return what the log says of a decision."""
+    decision = answer.decision
+    return {
+        "permission": question.permission.value,
+        "decision": "ALLOW" if decision.allowed else "DENY",
+        "reason": decision.reason.name,
+        "key_id": None if decision.key is None else decision.key.key_id,
+        "decision_id": answer.decision_id,
+    }
 
 
 def _batch_answer(answer: Answer | Refusal, revision: str) -> pb.BatchAnswer:

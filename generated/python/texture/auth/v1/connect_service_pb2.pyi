@@ -40,8 +40,9 @@ class CreateConnectLinkRequest(_message.Message):
     redirect_uri: _builtins.str
     """Where the end user is sent afterwards. Must be registered, letter for letter."""
     reference_id: _builtins.str
-    """The end user, 1 to 128 visible ASCII characters. Only a server key may name one: with a connect key, which is
-    public, anyone could name somebody else's. Empty: the service makes one (`texture-generated:` and a UUIDv7).
+    """The end user, 1 to 128 visible ASCII characters. Only a server key that holds every `devices` permission may name
+    one: with a connect key, which is public, anyone could name somebody else's. Empty: the service makes one
+    (`texture-generated:` and a UUIDv7).
     """
     client_state: _builtins.str
     """Given back unchanged in the redirect URI. At most 1,024 printable ASCII characters."""
@@ -194,7 +195,8 @@ class CompleteConnectLinkRequest(_message.Message):
     """The token from the link's URL."""
     request_id: _builtins.str
     """Makes the call safe to retry for 24 hours: the repeat of a completion whose answer was lost returns a fresh
-    scoped key, and the one that nobody saw is revoked.
+    scoped key, and the one that nobody saw is revoked. Once that key has been rotated, changed, suspended or revoked, a
+    repeat is ALREADY_EXISTS and names it.
     """
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectedDevice]:
@@ -245,7 +247,7 @@ class CompleteConnectLinkResponse(_message.Message):
 
     @_builtins.property
     def scoped_key(self) -> _key_pb2.Key:
-        """The scoped key that was minted."""
+        """The scoped key that was minted. It may reach the manufacturers that the link's key may, and no other."""
 
     def __init__(
         self,

@@ -222,7 +222,9 @@ class UpdateWorkspaceRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     RETURN_IMMEDIATELY_FIELD_NUMBER: _builtins.int
     on_behalf_of_key_id: _builtins.str
-    """The customer's key that asked for this. It must be live, in this workspace, and hold `workspace:configure`."""
+    """The customer's key that asked for this. It must be live, in this workspace, and hold `workspace:configure`; to add
+    redirect URIs, which say where scoped keys are sent, `connect_links:create` as well.
+    """
     request_id: _builtins.str
     """As in CreateWorkspaceRequest; a repeat returns the workspace as it is."""
     return_immediately: _builtins.bool

@@ -30,9 +30,9 @@ class WorkspaceServiceStub:
 
     A redirect URI, here and on connect keys, is an absolute URI of at most 2,048 printable ASCII characters with a
     lower-case scheme and host: `https`; `http` to `localhost`, `127.0.0.1` or `[::1]` in a SANDBOX workspace; or an
-    app's own scheme (`com.example.app:/done`). It has no user info, no fragment, no dot segments, no encoded dots,
-    slashes or backslashes in its path, and no query parameter named `texture_scoped_key` or `client_state`. Schemes
-    that run code or open files, such as `javascript`, are refused. Matching is letter for letter.
+    app's own scheme, a domain name reversed (`com.example.app:/done`, RFC 8252 section 7.1). It has no user info, no fragment, no dot segments, no encoded dots,
+    slashes or backslashes in its path, and no query parameter named `texture_scoped_key` or `client_state`. Matching is
+    letter for letter.
 
     Role: `key-admin` or `operator`; the Get and List calls also `connect` and `devices`.
     """
@@ -70,9 +70,9 @@ class WorkspaceServiceServicer:
 
     A redirect URI, here and on connect keys, is an absolute URI of at most 2,048 printable ASCII characters with a
     lower-case scheme and host: `https`; `http` to `localhost`, `127.0.0.1` or `[::1]` in a SANDBOX workspace; or an
-    app's own scheme (`com.example.app:/done`). It has no user info, no fragment, no dot segments, no encoded dots,
-    slashes or backslashes in its path, and no query parameter named `texture_scoped_key` or `client_state`. Schemes
-    that run code or open files, such as `javascript`, are refused. Matching is letter for letter.
+    app's own scheme, a domain name reversed (`com.example.app:/done`, RFC 8252 section 7.1). It has no user info, no fragment, no dot segments, no encoded dots,
+    slashes or backslashes in its path, and no query parameter named `texture_scoped_key` or `client_state`. Matching is
+    letter for letter.
 
     Role: `key-admin` or `operator`; the Get and List calls also `connect` and `devices`.
     """
@@ -142,9 +142,9 @@ class WorkspaceService:
 
     A redirect URI, here and on connect keys, is an absolute URI of at most 2,048 printable ASCII characters with a
     lower-case scheme and host: `https`; `http` to `localhost`, `127.0.0.1` or `[::1]` in a SANDBOX workspace; or an
-    app's own scheme (`com.example.app:/done`). It has no user info, no fragment, no dot segments, no encoded dots,
-    slashes or backslashes in its path, and no query parameter named `texture_scoped_key` or `client_state`. Schemes
-    that run code or open files, such as `javascript`, are refused. Matching is letter for letter.
+    app's own scheme, a domain name reversed (`com.example.app:/done`, RFC 8252 section 7.1). It has no user info, no fragment, no dot segments, no encoded dots,
+    slashes or backslashes in its path, and no query parameter named `texture_scoped_key` or `client_state`. Matching is
+    letter for letter.
 
     Role: `key-admin` or `operator`; the Get and List calls also `connect` and `devices`.
     """

@@ -31,9 +31,9 @@ class WorkspaceServiceStub:
 
     A redirect URI, here and on connect keys, is an absolute URI of at most 2,048 printable ASCII characters with a
     lower-case scheme and host: `https`; `http` to `localhost`, `127.0.0.1` or `[::1]` in a SANDBOX workspace; or an
-    app's own scheme (`com.example.app:/done`). It has no user info, no fragment, no dot segments, no encoded dots,
-    slashes or backslashes in its path, and no query parameter named `texture_scoped_key` or `client_state`. Schemes
-    that run code or open files, such as `javascript`, are refused. Matching is letter for letter.
+    app's own scheme, a domain name reversed (`com.example.app:/done`, RFC 8252 section 7.1). It has no user info, no fragment, no dot segments, no encoded dots,
+    slashes or backslashes in its path, and no query parameter named `texture_scoped_key` or `client_state`. Matching is
+    letter for letter.
 
     Role: `key-admin` or `operator`; the Get and List calls also `connect` and `devices`.
     """
@@ -59,9 +59,9 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
 
     A redirect URI, here and on connect keys, is an absolute URI of at most 2,048 printable ASCII characters with a
     lower-case scheme and host: `https`; `http` to `localhost`, `127.0.0.1` or `[::1]` in a SANDBOX workspace; or an
-    app's own scheme (`com.example.app:/done`). It has no user info, no fragment, no dot segments, no encoded dots,
-    slashes or backslashes in its path, and no query parameter named `texture_scoped_key` or `client_state`. Schemes
-    that run code or open files, such as `javascript`, are refused. Matching is letter for letter.
+    app's own scheme, a domain name reversed (`com.example.app:/done`, RFC 8252 section 7.1). It has no user info, no fragment, no dot segments, no encoded dots,
+    slashes or backslashes in its path, and no query parameter named `texture_scoped_key` or `client_state`. Matching is
+    letter for letter.
 
     Role: `key-admin` or `operator`; the Get and List calls also `connect` and `devices`.
     """
@@ -83,9 +83,9 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
 
     A redirect URI, here and on connect keys, is an absolute URI of at most 2,048 printable ASCII characters with a
     lower-case scheme and host: `https`; `http` to `localhost`, `127.0.0.1` or `[::1]` in a SANDBOX workspace; or an
-    app's own scheme (`com.example.app:/done`). It has no user info, no fragment, no dot segments, no encoded dots,
-    slashes or backslashes in its path, and no query parameter named `texture_scoped_key` or `client_state`. Schemes
-    that run code or open files, such as `javascript`, are refused. Matching is letter for letter.
+    app's own scheme, a domain name reversed (`com.example.app:/done`, RFC 8252 section 7.1). It has no user info, no fragment, no dot segments, no encoded dots,
+    slashes or backslashes in its path, and no query parameter named `texture_scoped_key` or `client_state`. Matching is
+    letter for letter.
 
     Role: `key-admin` or `operator`; the Get and List calls also `connect` and `devices`.
     """
