@@ -83,6 +83,20 @@ class TestCreating:
         assert workspaces_seen_by_another_process(path) == before | {"acknowledged"}
 
 
+class TestNesting:
+    """A thread has one transaction at a time; a second one is a fault of ours, and not taken for an outage."""
+
+    def test_a_transaction_inside_another_is_refused_as_what_it_is(self, store: Store) -> None:
+        with store.write():
+            with pytest.raises(RuntimeError, match="one transaction"), store.read():
+                pass
+            with pytest.raises(RuntimeError, match="one transaction"), store.write():
+                pass
+        with store.read() as reader, pytest.raises(RuntimeError, match="one transaction"), store.write():
+            pass
+        assert reader is not None
+
+
 class TestConnections:
     """Every thread's connection is set up, and let go of."""
 

@@ -371,3 +371,20 @@ def assert_refused_with_nothing_done(client: Client, link_token: str, expected: 
     assert devices(client) == []
     assert scoped_keys(client) == []
     return found
+
+
+def test_a_scoped_key_reaches_no_manufacturer_that_the_key_of_its_link_does_not(operator: Client) -> None:
+    narrow = connect_key(operator, allowed_manufacturers=["acme"])
+    link = create_link(operator, narrow.api_key)
+    done = operator.connect.CompleteConnectLink(
+        pb.CompleteConnectLinkRequest(
+            link_token=link.link_token,
+            devices=[
+                pb.ConnectedDevice(device_id="battery-1", manufacturer="acme"),
+                pb.ConnectedDevice(device_id="battery-2", manufacturer="other"),
+            ],
+        )
+    )
+    assert list(done.scoped_key.allowed_manufacturers) == ["acme"]
+    assert reason(operator, done.scoped_api_key, "battery-1") == "PERMITTED"
+    assert reason(operator, done.scoped_api_key, "battery-2") == "MANUFACTURER_NOT_PERMITTED"

@@ -8,11 +8,12 @@ from datetime import timedelta
 
 import grpc
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 from texture.auth.v1 import connect_service_pb2 as pb
 from texture.auth.v1 import device_service_pb2 as device_pb
 from texture.auth.v1 import key_service_pb2 as key_pb
 from texture.auth.v1.caller_pb2 import ROLE_CONNECT
-from texture.auth.v1.key_pb2 import KEY_STATE_ACTIVE, KEY_STATE_REVOKED
+from texture.auth.v1.key_pb2 import KEY_STATE_ACTIVE, KEY_STATE_REVOKED, Key
 
 from tests.harness import Client, Refused, Service, as_refused, refused
 from tests.wire.links_helpers import (
@@ -170,3 +171,31 @@ class TestRetries:
         assert found.code is INVALID_ARGUMENT
         assert list(found.violations) == ["request_id"]
         assert reason(operator, first.scoped_api_key, "battery-1") == "PERMITTED"
+
+
+TOUCHED = {
+    "revoked": lambda client, key_id: client.keys.RevokeKey(key_pb.RevokeKeyRequest(key_id=key_id)),
+    "suspended": lambda client, key_id: client.keys.SuspendKey(key_pb.SuspendKeyRequest(key_id=key_id)),
+    "rotated": lambda client, key_id: client.keys.RotateKey(key_pb.RotateKeyRequest(key_id=key_id)),
+    "narrowed": lambda client, key_id: client.keys.UpdateKey(
+        key_pb.UpdateKeyRequest(
+            key=Key(key_id=key_id, permissions=["devices:read"]), update_mask=FieldMask(paths=["permissions"])
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("touch", TOUCHED)
+def test_a_replay_does_not_undo_what_was_done_to_the_key_since(service: Service, operator: Client, touch: str) -> None:
+    token = create_link(operator, connect_key(operator).api_key).link_token
+    done = complete(operator, token, "battery-1", request_id="once")
+    service.clock.turn(timedelta(minutes=1))
+    TOUCHED[touch](operator, done.scoped_key.key_id)
+    before = get_key(operator, done.scoped_key.key_id)
+
+    found = refused(complete, operator, token, "battery-1", request_id="once")
+
+    assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_REPEATED")
+    assert found.metadata == {"key_id": done.scoped_key.key_id}
+    assert get_key(operator, done.scoped_key.key_id) == before
+    assert len(scoped_keys(operator)) == 1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from texture.auth.v1 import authorize_service_pb2, connect_service_pb2, key_service_pb2
 from texture.auth.v1 import authorize_service_pb2 as pb
-from texture.auth.v1 import connect_service_pb2, key_service_pb2
 from texture.auth.v1.key_pb2 import KEY_KIND_CONNECT, KEY_KIND_SCOPED, KeyKind, KeyState
 from texture.auth.v1.request_context_pb2 import RequestContext
 from texture.auth.v1.workspace_pb2 import EXPOSURE_POLICY_NOTIFY_ONLY, EXPOSURE_POLICY_SUSPEND, ExposurePolicy
@@ -199,3 +199,17 @@ def test_a_secret_that_was_replaced_because_it_leaked_does_not_end_the_new_one(g
     authorize(grid, made.api_key, sec_fetch_site="cross-site")
 
     assert reason_for(grid, renewed.api_key) == "PERMITTED"
+
+
+def test_a_retired_secret_in_the_same_batch_does_not_hide_the_exposure_of_the_live_one(grid: Service) -> None:
+    made = make_key(grid)
+    live = rotate(grid, made.key.key_id).api_key
+    context = RequestContext(sec_fetch_site="cross-site")
+    questions = [
+        authorize_service_pb2.Question(api_key=api_key, permission="devices:list", context=context)
+        for api_key in (live, made.api_key)
+    ]
+
+    grid.operator.authorize.BatchAuthorize(authorize_service_pb2.BatchAuthorizeRequest(questions=questions))
+
+    assert KeyState.Name(get_key(grid, made.key.key_id).state) == "KEY_STATE_REVOKED"

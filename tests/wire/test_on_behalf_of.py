@@ -473,3 +473,21 @@ def test_a_connect_key_may_be_asked_for_by_a_key_that_may_create_links(grid: Ser
 
     assert_exceeded(refused(create, grid, "", without, **wanted), without, "permissions")
     assert create(grid, "", with_links, **wanted)
+
+
+@pytest.mark.parametrize("permissions", [["workspace:configure"], ["workspace:configure", "connect_links:create"]])
+def test_only_a_key_that_may_create_links_adds_a_redirect_uri_to_a_workspace(
+    grid: Service, permissions: list[str]
+) -> None:
+    actor = make_key(grid, permissions=permissions).key.key_id
+    request = workspace_service_pb2.UpdateWorkspaceRequest(
+        workspace=Workspace(workspace_id=WORKSPACE, redirect_uris=["https://elsewhere.example/"]),
+        update_mask=FieldMask(paths=["redirect_uris"]),
+        on_behalf_of_key_id=actor,
+    )
+    if len(permissions) > 1:
+        answer = grid.operator.workspaces.UpdateWorkspace(request)
+        assert list(answer.workspace.redirect_uris) == ["https://elsewhere.example/"]
+    else:
+        found = refused(grid.operator.workspaces.UpdateWorkspace, request)
+        assert (found.reason, found.metadata["permission"]) == ("ACTOR_PERMISSION_MISSING", "connect_links:create")

@@ -64,7 +64,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_KEY_UNKNOWN: _Reason.ValueType  # 4
     """There is no such key. The same for an unknown id and for a wrong secret. HTTP 401."""
     REASON_KEY_EXPOSED: _Reason.ValueType  # 5
-    """A server key arrived from a browser or an app, so it has leaked; its workspace's policy has been applied. HTTP 403."""
+    """A server key arrived from a browser or an app, so it has leaked; its workspace's policy is applied to it, unless this
+    secret of it has been replaced. HTTP 403.
+    """
     REASON_KEY_REVOKED: _Reason.ValueType  # 6
     """The key was revoked. HTTP 401."""
     REASON_KEY_SUSPENDED: _Reason.ValueType  # 7
@@ -98,7 +100,9 @@ REASON_KEY_MALFORMED: Reason.ValueType  # 3
 REASON_KEY_UNKNOWN: Reason.ValueType  # 4
 """There is no such key. The same for an unknown id and for a wrong secret. HTTP 401."""
 REASON_KEY_EXPOSED: Reason.ValueType  # 5
-"""A server key arrived from a browser or an app, so it has leaked; its workspace's policy has been applied. HTTP 403."""
+"""A server key arrived from a browser or an app, so it has leaked; its workspace's policy is applied to it, unless this
+secret of it has been replaced. HTTP 403.
+"""
 REASON_KEY_REVOKED: Reason.ValueType  # 6
 """The key was revoked. HTTP 401."""
 REASON_KEY_SUSPENDED: Reason.ValueType  # 7
@@ -199,7 +203,9 @@ class AuthorizeRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
     api_key: _builtins.str
-    """The key exactly as the customer sent it. Whatever it is, it gets a decision, never an error."""
+    """The key exactly as the customer sent it. Whatever it is, it gets a decision and no error, so long as it is valid
+    UTF-8 and the whole request stays below 1 MiB.
+    """
     permission: _builtins.str
     """One of `devices:list`, `devices:read`, `devices:command`, `connect_links:create`, `keys:manage`,
     `workspace:configure`. Anything else is INVALID_ARGUMENT.
@@ -373,7 +379,7 @@ class BatchAnswer(_message.Message):
 
     @_builtins.property
     def error(self) -> Global___QuestionError:
-        """The question was malformed. Treat as a denial."""
+        """The question was malformed or, with ERROR_REASON_PEPPER_UNAVAILABLE, cannot be answered now. Treat as a denial."""
 
     def __init__(
         self,

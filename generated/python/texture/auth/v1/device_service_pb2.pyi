@@ -373,7 +373,7 @@ class RemoveDevicesResponse(_message.Message):
 
     @_builtins.property
     def remove_time(self) -> _timestamp_pb2.Timestamp:
-        """When."""
+        """When the call was answered; a repeat has its own time."""
 
     @_builtins.property
     def propagation(self) -> _propagation_pb2.Propagation:

@@ -29,7 +29,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_MESSAGE_MALFORMED: _ErrorReason.ValueType  # 2
     """INVALID_ARGUMENT: the bytes are not a message of the type that the RPC takes."""
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 3
-    """INVALID_ARGUMENT: the message is larger than 1 MiB."""
+    """INVALID_ARGUMENT: the message is larger than 1 MiB, and no larger than 4 MiB."""
     ERROR_REASON_CALLER_CREDENTIAL_MISSING: _ErrorReason.ValueType  # 4
     """UNAUTHENTICATED: there is no `authorization: Bearer …` metadata."""
     ERROR_REASON_CALLER_CREDENTIAL_MALFORMED: _ErrorReason.ValueType  # 5
@@ -106,9 +106,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL: a fault of this service; metadata `error_id` finds it in the log."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """The stable reasons of this service's errors. Every error carries a `google.rpc.ErrorInfo` with domain
+    """The stable reasons of this service's errors. Every error but gRPC's own (UNIMPLEMENTED for an unknown method,
+    RESOURCE_EXHAUSTED for a message over 4 MiB, and what a client makes of a lost connection) carries a `google.rpc.ErrorInfo` with domain
     `auth.texture` and one of these as its reason, without the `ERROR_REASON_` prefix. INVALID_ARGUMENT
-    carries `google.rpc.BadRequest` with the fields at fault, and UNAVAILABLE carries `google.rpc.RetryInfo`.
+    carries `google.rpc.BadRequest` with the fields at fault, the first of them where they are many, and UNAVAILABLE carries `google.rpc.RetryInfo`.
 
     UNAUTHENTICATED means that this service does not know its caller, PERMISSION_DENIED that it does and the
     caller may not do this. A customer's API key that is denied inside Authorize is neither: it is a DENY.
@@ -121,7 +122,7 @@ ERROR_REASON_FIELD_INVALID: ErrorReason.ValueType  # 1
 ERROR_REASON_MESSAGE_MALFORMED: ErrorReason.ValueType  # 2
 """INVALID_ARGUMENT: the bytes are not a message of the type that the RPC takes."""
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 3
-"""INVALID_ARGUMENT: the message is larger than 1 MiB."""
+"""INVALID_ARGUMENT: the message is larger than 1 MiB, and no larger than 4 MiB."""
 ERROR_REASON_CALLER_CREDENTIAL_MISSING: ErrorReason.ValueType  # 4
 """UNAUTHENTICATED: there is no `authorization: Bearer …` metadata."""
 ERROR_REASON_CALLER_CREDENTIAL_MALFORMED: ErrorReason.ValueType  # 5

@@ -58,7 +58,7 @@ class _ExposurePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Exposu
     EXPOSURE_POLICY_SUSPEND: _ExposurePolicy.ValueType  # 2
     """The key is suspended until someone resumes it."""
     EXPOSURE_POLICY_NOTIFY_ONLY: _ExposurePolicy.ValueType  # 3
-    """The exposure is recorded and told, and the key is left as it is. Uses from a browser are denied all the same."""
+    """The exposure is recorded, and the key is left as it is. Uses from a browser are denied all the same."""
 
 class ExposurePolicy(_ExposurePolicy, metaclass=_ExposurePolicyEnumTypeWrapper):
     """What happens to a server key that is seen in a browser or reported as leaked."""
@@ -70,7 +70,7 @@ EXPOSURE_POLICY_REVOKE: ExposurePolicy.ValueType  # 1
 EXPOSURE_POLICY_SUSPEND: ExposurePolicy.ValueType  # 2
 """The key is suspended until someone resumes it."""
 EXPOSURE_POLICY_NOTIFY_ONLY: ExposurePolicy.ValueType  # 3
-"""The exposure is recorded and told, and the key is left as it is. Uses from a browser are denied all the same."""
+"""The exposure is recorded, and the key is left as it is. Uses from a browser are denied all the same."""
 Global___ExposurePolicy: _TypeAlias = ExposurePolicy  # noqa: Y015
 
 @_typing.final
