@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from server.domain.kinds import Environment
 from server.domain.redirects import KEY_PARAMETER, MAXIMUM_LENGTH, STATE_PARAMETER, fault, registered, with_scoped_key
+from server.domain.token import TokenKind, mint, new_id
 
 API_KEY = "txk_scp_0000000000000000_00000000000000000000000000000000000000"
 
@@ -283,3 +284,11 @@ def test_the_existing_query_is_kept_letter_for_letter_and_ours_can_be_read(base:
         *parse_qsl(query, keep_blank_values=True),
         *ours,
     ]
+
+
+@pytest.mark.parametrize("kind", [TokenKind.SERVER, TokenKind.LINK])
+@pytest.mark.parametrize("written", ["https://app.example/{}", "https://app.example/?next={}"])
+def test_a_uri_that_holds_a_key_or_a_link_token_is_refused(kind: TokenKind, written: str) -> None:
+    token = mint(kind, new_id()).text
+    for text in (token, token.replace("_", "%5F")):
+        assert fault(written.format(text), Environment.SANDBOX) == "holds a key or a link token"
