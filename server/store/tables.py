@@ -123,8 +123,8 @@ class Key(Model):
         )
 
 
-class KeyGeneration(Model):
-    """The secrets of customers' keys, as digests."""
+class GenerationColumns(Model):
+    """What is kept of a secret: its digest, never the secret. Customers' keys and callers' have a table each."""
 
     key_id = TextField()
     number = IntegerField()
@@ -133,6 +133,15 @@ class KeyGeneration(Model):
     last_four = TextField()
     create_time = InstantField()
     retire_time = InstantField(null=True)
+
+
+def one_in_force(table: type[GenerationColumns], name: str) -> Any:
+    """Return the index that keeps a key from having two secrets in force."""
+    return table.index(table.key_id, unique=True, where=table.retire_time.is_null(), name=name)
+
+
+class KeyGeneration(GenerationColumns):
+    """The secrets of customers' keys."""
 
     class Meta:
         table_name = "key_generation"
@@ -143,14 +152,7 @@ class KeyGeneration(Model):
         )
 
 
-KeyGeneration.add_index(
-    KeyGeneration.index(
-        KeyGeneration.key_id,
-        unique=True,
-        where=KeyGeneration.retire_time.is_null(),
-        name="key_generation_one_in_force",
-    )
-)
+KeyGeneration.add_index(one_in_force(KeyGeneration, "key_generation_one_in_force"))
 
 
 class KeyLabel(Model):
@@ -233,16 +235,8 @@ class Caller(Model):
         indexes = ((("create_revision", "caller_id"), False),)
 
 
-class CallerGeneration(Model):
-    """The secrets of callers' keys, as digests."""
-
-    key_id = TextField()
-    number = IntegerField()
-    pepper_id = TextField()
-    digest = BlobField()
-    last_four = TextField()
-    create_time = InstantField()
-    retire_time = InstantField(null=True)
+class CallerGeneration(GenerationColumns):
+    """The secrets of callers' keys."""
 
     class Meta:
         table_name = "caller_generation"
@@ -253,14 +247,7 @@ class CallerGeneration(Model):
         )
 
 
-CallerGeneration.add_index(
-    CallerGeneration.index(
-        CallerGeneration.key_id,
-        unique=True,
-        where=CallerGeneration.retire_time.is_null(),
-        name="caller_generation_one_in_force",
-    )
-)
+CallerGeneration.add_index(one_in_force(CallerGeneration, "caller_generation_one_in_force"))
 
 
 class Event(Model):
