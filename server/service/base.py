@@ -53,6 +53,12 @@ class Call:
         if self.request_id:
             fields.visible("request_id", self.request_id)
 
+    def refuse_if_invalid(self) -> None:
+        """Raise Refusal (FIELD_INVALID) for them, where a request has nothing else to check."""
+        fields = Fields()
+        self.check(fields)
+        fields.refuse_if_invalid()
+
 
 @dataclass(frozen=True, slots=True)
 class Propagation:

@@ -135,9 +135,7 @@ class CallerService:
 
     def rotate_caller_key(self, call: Call, caller_id: str, rotation: Rotation) -> Mutation[Issued[Caller]]:
         """Give a caller a new secret. Raises Refusal: as `lifecycle.rotate_caller`, CALLER_NOT_FOUND."""
-        fields = Fields()
-        call.check(fields)
-        fields.refuse_if_invalid()
+        call.refuse_if_invalid()
 
         def work(writer: Writer, now: datetime) -> Issued[Caller]:
             before = _require_caller(writer, caller_id)
@@ -153,9 +151,7 @@ class CallerService:
     def _change(
         self, call: Call, caller_id: str, change: Callable[[Caller, datetime], Caller], event_type: EventType
     ) -> Mutation[Caller]:
-        fields = Fields()
-        call.check(fields)
-        fields.refuse_if_invalid()
+        call.refuse_if_invalid()
 
         def work(writer: Writer, now: datetime) -> Caller:
             before = _require_caller(writer, caller_id)

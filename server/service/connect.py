@@ -157,9 +157,7 @@ class ConnectService:
 
     def cancel_connect_link(self, call: Call, connect_link_id: str) -> Mutation[LinkView]:
         """Cancel an open link. Raises Refusal: FIELD_INVALID, CONNECT_LINK_NOT_FOUND, CONNECT_LINK_COMPLETED."""
-        fields = Fields()
-        call.check(fields)
-        fields.refuse_if_invalid()
+        call.refuse_if_invalid()
 
         def work(writer: Writer, now: datetime) -> LinkView:
             before = _require_link(writer, connect_link_id)

@@ -212,7 +212,7 @@ class KeyService:
 
     def rotate_key(self, call: Call, key_id: str, rotation: Rotation) -> Mutation[Issued[Key]]:
         """Give a key a new secret. Refusals: see KeyService.RotateKey in `key_service.proto`."""
-        _check_call(call)
+        call.refuse_if_invalid()
 
         def work(writer: Writer, now: datetime) -> Issued[Key]:
             before = require_key(writer, key_id)
@@ -238,7 +238,7 @@ class KeyService:
         check: Callable[[Key, Key, Key], None] | None = None,
     ) -> Mutation[Key]:
         """Change a key that is already there; `check` compares before and after with the actor, if there is one."""
-        _check_call(call)
+        call.refuse_if_invalid()
 
         def work(writer: Writer, now: datetime) -> Key:
             before = require_key(writer, key_id)
@@ -256,12 +256,6 @@ class KeyService:
         return self._resources.carry_out(
             call, work, lambda key: key.key_id, lambda writer, again_id, _now: require_key(writer, again_id)
         )
-
-
-def _check_call(call: Call) -> None:
-    fields = Fields()
-    call.check(fields)
-    fields.refuse_if_invalid()
 
 
 def _actor(reader: Reader, call: Call, workspace_id: str, now: datetime) -> Key | None:
