@@ -24,6 +24,7 @@ from server.store import schema
 from server.store.peewee_store import Engine, PeeweeStore
 from server.store.postgres import PostgresEngine
 from server.store.sqlite import SqliteEngine
+from server.wire.limits import Limits
 from server.wire.server import GrpcServer, Tls
 
 DEVELOPMENT_CALLER = "dev-operator"
@@ -130,7 +131,9 @@ class App:
                 _log.info("migrated", migration=name)
         _refuse_other_schema(self._database.engine)
         self._resources = Resources(self._database.store, load_peppers(settings), clock)
-        self._server = GrpcServer(self._resources, settings.threads, open_reflection=settings.development)
+        self._server = GrpcServer(
+            self._resources, _limits(settings), settings.development, settings.log_allow_sample_or_default
+        )
         self.operator_key_file = self._development_operator() if settings.development else None
 
     def start(self) -> int:
@@ -216,6 +219,15 @@ class Signals:
     def pending(self) -> bool:
         """Tell whether one has come that nobody has taken."""
         return not self._STOP.isdisjoint(signal.sigpending())
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        threads=settings.threads,
+        queue=settings.queue,
+        connections=settings.connections,
+        default_deadline_seconds=settings.default_deadline_seconds,
+    )
 
 
 def _tls(settings: Settings) -> Tls | None:

@@ -56,6 +56,18 @@ class Settings(BaseSettings):
         default=False, description="Serve without TLS, where something else protects the connection."
     )
     threads: int = Field(default=8, ge=1, le=256, description="How many calls are worked on at once.")
+    queue: int = Field(
+        default=128,
+        ge=1,
+        le=100_000,
+        description="How many calls may wait for a thread; further ones are RESOURCE_EXHAUSTED at once.",
+    )
+    connections: int = Field(
+        default=10_000, ge=1, description="How many connections may be open at once; further ones are closed at once."
+    )
+    default_deadline_seconds: float = Field(
+        default=10.0, gt=0, le=3600, description="The deadline of calls that come without one."
+    )
     drain_seconds: float = Field(
         default=30.0, ge=0, le=3600, description="How long calls in flight may go on after SIGTERM."
     )
@@ -64,6 +76,13 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least that is logged."
+    )
+    log_allow_sample: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="The share of allowed Authorize calls that is logged, from 0 to 1; 0.01 by default, and 1 in "
+        "development. Denials and changes are always logged.",
     )
 
     @field_validator("database")
@@ -104,6 +123,13 @@ class Settings(BaseSettings):
     def sqlite_path(self) -> Path | None:
         """The SQLite file, None for another kind of database."""
         return Path(self.database.removeprefix("sqlite:")) if self.database.startswith("sqlite:") else None
+
+    @property
+    def log_allow_sample_or_default(self) -> float:
+        """The share of mere ALLOWs that is logged."""
+        if self.log_allow_sample is not None:
+            return self.log_allow_sample
+        return 1.0 if self.development else 0.01
 
     @property
     def folder(self) -> Path:

@@ -14,7 +14,7 @@ from texture.auth.v1.key_pb2 import Key, KeyKind, KeyState
 from texture.auth.v1.key_service_pb2_grpc import KeyServiceStub
 
 from server.cli.client import Client, client_command, read_secret
-from server.cli.output import show_reply, show_rows
+from server.cli.output import show, show_reply, show_rows
 from server.cli.paging import LIMIT, collect
 from server.cli.types import LABEL, LENGTH, TIME
 
@@ -210,6 +210,55 @@ def revoke(client: Client, key_id: str, reason: str, on_behalf_of: str, request_
     request = pb.RevokeKeyRequest(key_id=key_id, reason=reason, on_behalf_of_key_id=on_behalf_of, request_id=request_id)
     reply = client.call(KeyServiceStub(client.channel).RevokeKey, request)
     show_reply(reply, reply.key, as_json)
+
+
+@client_command(keys, "revoke-all")
+@click.argument("workspace_id")
+@click.option("--kind", type=click.Choice(["server", "connect", "scoped"]))
+@click.option("--reference-id", default="", help="Scoped keys of this end user.")
+@click.option("--label", "labels", type=LABEL, multiple=True, help="May be repeated: keys that have all of them.")
+@click.option("--created-by-key", default="", help="Keys that the key with this id asked for, or its links made.")
+@click.option("--created-from", type=TIME, help="Keys created then or later, such as 2030-01-31T12:00:00Z.")
+@click.option("--created-before", type=TIME)
+@click.option("--expected-count", type=int, help="The count of a run without this, which changes nothing.")
+@REASON
+@_mutation
+def revoke_all(
+    client: Client,
+    workspace_id: str,
+    kind: str | None,
+    reference_id: str,
+    labels: tuple[tuple[str, str], ...],
+    created_by_key: str,
+    created_from: Timestamp | None,
+    created_before: Timestamp | None,
+    expected_count: int | None,
+    reason: str,
+    on_behalf_of: str,
+    request_id: str,
+    as_json: bool,
+) -> None:
+    """End all keys that match every option given: first shown, then, with --expected-count, done."""
+    request = pb.RevokeKeysRequest(
+        workspace_id=workspace_id,
+        filter=pb.RevokeKeysFilter(
+            kind=KeyKind.Value(f"KEY_KIND_{(kind or 'unspecified').upper()}"),
+            reference_id=reference_id,
+            labels=dict(labels),
+            created_by_key_id=created_by_key,
+            created_from=created_from,
+            created_before=created_before,
+        ),
+        dry_run=expected_count is None,
+        expected_count=expected_count,
+        reason=reason,
+        on_behalf_of_key_id=on_behalf_of,
+        request_id=request_id,
+    )
+    reply = client.call(KeyServiceStub(client.channel).RevokeKeys, request)
+    show(reply, as_json, leave_out=("revision",))
+    if request.dry_run and reply.count:
+        click.echo(f"nothing was revoked yet: repeat this with --expected-count {reply.count}", err=True)
 
 
 @client_command(keys)

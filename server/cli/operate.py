@@ -28,9 +28,13 @@ _FLAGS: dict[str, Any] = {
     "tls_private_key": click.Path(path_type=Path),
     "insecure_plaintext": bool,
     "threads": int,
+    "queue": int,
+    "connections": int,
+    "default_deadline_seconds": float,
     "drain_seconds": float,
     "log_format": click.Choice(["json", "console"]),
     "log_level": click.Choice(["debug", "info", "warning", "error"]),
+    "log_allow_sample": float,
 }
 
 _STORE_FLAGS = ("database", "development", "development_folder", "peppers_file")

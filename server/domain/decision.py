@@ -133,9 +133,12 @@ def standing(key: Key, permission: Permission, now: datetime) -> Reason | None:
     state = key.state_at(now)
     if state is not KeyState.ACTIVE:
         return NOT_LIVE[state]
-    if permission not in key.permissions or permission not in CEILING[key.kind]:
-        return Reason.PERMISSION_NOT_GRANTED
-    return None
+    return None if holds(key, permission) else Reason.PERMISSION_NOT_GRANTED
+
+
+def holds(key: Key, permission: Permission) -> bool:
+    """Tell whether a permission was granted to a key, and is one that its kind may ever hold."""
+    return permission in key.permissions and permission in CEILING[key.kind]
 
 
 class Evaluation:
@@ -197,7 +200,7 @@ class Evaluation:
 
     def permission(self) -> Reason | None:
         """Check the permission against the kind's ceiling and against what was granted."""
-        return standing(self.known, self.question.permission, self.now)
+        return None if holds(self.known, self.question.permission) else Reason.PERMISSION_NOT_GRANTED
 
     def ownership(self) -> Reason | None:
         """Check that the device is the key's to reach. A scoped key learns nothing about others' devices."""

@@ -46,6 +46,12 @@ class ErrorReason(Enum):
     STORE_UNAVAILABLE = auto()
     PEPPER_UNAVAILABLE = auto()
     INTERNAL_FAULT = auto()
+    DEADLINE_TOO_SHORT = auto()
+    OVERLOADED = auto()
+    MATCHES_CHANGED = auto()
+    MATCHES_TOO_MANY = auto()
+    CALLER_CERTIFICATE_UNKNOWN = auto()
+    CERTIFICATE_NAME_TAKEN = auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,15 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from server.domain.decision import Decision, Question, decide
 from server.domain.errors import ErrorReason, Refusal
+from server.domain.explanation import Explanation, explain
+from server.domain.model import Key
 from server.domain.revision import Revision, decode
 from server.domain.validation import is_device_id
-from server.service.base import Resources
+from server.service.base import Resources, require_key
 from server.service.exposures import ExposureService
 from server.store.contract import Reader, StoreUnavailable
 
@@ -75,12 +77,38 @@ class AuthorizationService:
             except Refusal as refusal:
                 answers.append(refusal)
                 continue
-            valid_for = None if decision.valid_until is None else decision.valid_until - now
-            answers.append(Answer(decision, secrets.token_hex(12), valid_for))
+            answers.append(Answer(decision, secrets.token_hex(12), _valid_for(decision, now)))
         with suppress(StoreUnavailable):
             decisions = (answer.decision for answer in answers if isinstance(answer, Answer))
             self._exposures.contain(decisions, caller_id)
         return Answers(tuple(answers), revision)
+
+    def explain(
+        self, question: Question, api_key: str | None, key_id: str, at_least_revision: str
+    ) -> tuple[Explanation, timedelta | None, Revision]:
+        """Explain the answer to a question about a key: presented as `api_key` or, where that is None, named by id.
+
+        Returns also how long time alone leaves the answer as it is, and the revision. Nothing is recorded, and no key
+        is treated as leaked. Raises Refusal: KEY_NOT_FOUND for the id, REVISION_NOT_VERIFIABLE, PEPPER_UNAVAILABLE.
+        """
+        token = question.presented.token
+        with self._resources.store.read() as reader:
+            revision = _verified_head(reader, at_least_revision)
+            key: Key | None = None
+            if api_key is None:
+                key = require_key(reader, key_id)
+            elif token is not None:
+                key = reader.keys([token.public_id]).get(token.public_id)
+            device = None
+            if is_device_id(question.device_id):
+                device = reader.devices([question.device_id]).get(question.device_id)
+        now = self._resources.clock()
+        explanation = explain(question, api_key, key, device, self._resources.peppers, now)
+        return explanation, _valid_for(explanation.decision, now), revision
+
+
+def _valid_for(decision: Decision, now: datetime) -> timedelta | None:
+    return None if decision.valid_until is None else decision.valid_until - now
 
 
 def _verified_head(reader: Reader, at_least_revision: str) -> Revision:

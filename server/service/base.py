@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
+from server.domain.authority import check_actor
 from server.domain.errors import ErrorReason, Refusal, invalid
 from server.domain.events import Origin
+from server.domain.kinds import Permission
 from server.domain.model import Key, Workspace
 from server.domain.peppers import Peppers
 from server.domain.revision import Revision
@@ -160,6 +162,17 @@ def require_key(reader: Reader, key_id: str) -> Key:
     if key is None:
         raise Refusal(ErrorReason.KEY_NOT_FOUND, "there is no such key")
     return key
+
+
+def actor_of(reader: Reader, call: Call, workspace_id: str, permission: Permission, now: datetime) -> Key | None:
+    """Return the customer's key on whose behalf a call was made, if any, once it is clear that it may ask for this.
+
+    Raises Refusal (ACTOR_*) as `check_actor` does.
+    """
+    actor_id = call.on_behalf_of_key_id
+    if not actor_id:
+        return None
+    return check_actor(reader.keys([actor_id]).get(actor_id), workspace_id, permission, now)
 
 
 def repeated(what: str, entity_id: str) -> Refusal:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from server.domain import lifecycle
-from server.domain.authority import authority_of, check_actor, check_within, excess
+from server.domain.authority import authority_of, check_within, excess
 from server.domain.decision import find_generation, present
 from server.domain.errors import ErrorReason, Refusal, invalid
 from server.domain.events import Event, EventType, describe
@@ -23,11 +23,12 @@ from server.service.base import (
     Listing,
     Mutation,
     Resources,
+    actor_of,
     repeated,
     require_key,
     require_workspace,
 )
-from server.store.contract import KeyFilter, Reader, Writer
+from server.store.contract import KeyFilter, Writer
 
 UPDATABLE = (
     "display_name",
@@ -93,7 +94,7 @@ class KeyService:
                 created_by_key_id=call.on_behalf_of_key_id or None,
                 **values,
             )
-            actor = _actor(writer, call, workspace_id, now)
+            actor = actor_of(writer, call, workspace_id, Permission.KEYS_MANAGE, now)
             if actor is not None:
                 check_within(key, actor)
             writer.add_key(key)
@@ -219,7 +220,7 @@ class KeyService:
             lifetime = require_workspace(writer, before.workspace_id).scoped_key_lifetime
             number = before.generations[-1].number + 1
             minted = lifecycle.mint_generation(TOKEN_KIND[before.kind], key_id, number, self._resources.peppers, now)
-            actor = _actor(writer, call, before.workspace_id, now)
+            actor = actor_of(writer, call, before.workspace_id, Permission.KEYS_MANAGE, now)
             after = lifecycle.rotate(before, minted.generation, rotation, lifetime, now)
             if actor is not None:
                 check_within(after, actor)
@@ -242,7 +243,7 @@ class KeyService:
 
         def work(writer: Writer, now: datetime) -> Key:
             before = require_key(writer, key_id)
-            actor = _actor(writer, call, before.workspace_id, now)
+            actor = actor_of(writer, call, before.workspace_id, Permission.KEYS_MANAGE, now)
             after = change(before, now)
             if after == before:
                 return before
@@ -256,14 +257,6 @@ class KeyService:
         return self._resources.carry_out(
             call, work, lambda key: key.key_id, lambda writer, again_id, _now: require_key(writer, again_id)
         )
-
-
-def _actor(reader: Reader, call: Call, workspace_id: str, now: datetime) -> Key | None:
-    """Return the customer's key on whose behalf this was asked, if any, once it is clear that it may ask."""
-    actor_id = call.on_behalf_of_key_id
-    if not actor_id:
-        return None
-    return check_actor(reader.keys([actor_id]).get(actor_id), workspace_id, Permission.KEYS_MANAGE, now)
 
 
 def _check_result(_before: Key, after: Key, actor: Key) -> None:

@@ -14,7 +14,7 @@ from server.domain.kinds import Environment, ExposurePolicy, Permission
 from server.domain.model import Workspace
 from server.domain.token import new_id
 from server.domain.validation import LONGEST_LINK_LIFETIME, LONGEST_SCOPED_KEY_LIFETIME, Fields
-from server.service.base import Call, Listing, Mutation, Resources, require_workspace
+from server.service.base import Call, Listing, Mutation, Resources, actor_of, require_workspace
 from server.store.contract import Duplicate, Writer
 
 DEFAULT_SCOPED_KEY_LIFETIME = timedelta(days=365)
@@ -103,13 +103,10 @@ class WorkspaceService:
 
         def work(writer: Writer, now: datetime) -> Workspace:
             before = require_workspace(writer, workspace_id)
-            actor_id = call.on_behalf_of_key_id
-            if actor_id:
-                actor = writer.keys([actor_id]).get(actor_id)
-                check_actor(actor, workspace_id, Permission.WORKSPACE_CONFIGURE, now)
-                if not set(values.get("redirect_uris", ())) <= set(before.redirect_uris):
-                    # They say where scoped keys are sent.
-                    check_actor(actor, workspace_id, Permission.CONNECT_LINKS_CREATE, now)
+            actor = actor_of(writer, call, workspace_id, Permission.WORKSPACE_CONFIGURE, now)
+            if actor is not None and not set(values.get("redirect_uris", ())) <= set(before.redirect_uris):
+                # They say where scoped keys are sent.
+                check_actor(actor, workspace_id, Permission.CONNECT_LINKS_CREATE, now)
             if replace(before, **values) == before:
                 return before
             after = replace(before, update_time=now, **values)

@@ -70,7 +70,10 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyFilter:
-    """Which keys to list. None and empty mean any. States are taken as of `now`."""
+    """Which keys to list. None and empty mean any. States are taken as of `now`.
+
+    `created_from` is within the time that is meant, `created_before` is not.
+    """
 
     workspace_id: str
     now: datetime
@@ -78,6 +81,10 @@ class KeyFilter:
     state: KeyState | None = None
     reference_id: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    revoked: bool | None = None
+    created_by_key_id: str | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +188,9 @@ class Writer(Reader, Protocol):
         Generations may change and be added; those that are left out are deleted.
         """
 
+    def replace_keys(self, keys: Sequence[Key]) -> None:
+        """Store the new states of keys that were read in this transaction, each once, as `replace_key` would."""
+
     def put_devices(self, devices: Sequence[Device]) -> None:
         """Insert devices, or store the new state of those that exist, their owner included."""
 
@@ -217,7 +227,7 @@ class Store(Protocol):
 
         It commits when the block ends, durably before `with` returns; an exception in the block rolls it back and
         passes on. A transaction that changed nothing leaves no trace, not even a revision. Raises StoreUnavailable,
-        after some seconds where another writer keeps the lock.
+        after some seconds where another writer keeps the lock, and instead of a commit after the call's deadline.
         """
 
     def ping(self) -> None:

@@ -15,10 +15,21 @@ from uuid import UUID
 import peewee
 
 from server.domain.events import Event
-from server.domain.model import Caller, ConnectLink, Device, Key, KeyState, Workspace
+from server.domain.model import Caller, ConnectLink, Device, Generation, Key, KeyState, Workspace
 from server.domain.revision import Revision
 from server.store import rows, tables
-from server.store.contract import CarriedOut, Cursor, DeviceFilter, Duplicate, KeyFilter, Page, Reader, Writer
+from server.store.contract import (
+    CarriedOut,
+    Cursor,
+    DeviceFilter,
+    Duplicate,
+    KeyFilter,
+    Page,
+    Reader,
+    StoreUnavailable,
+    Writer,
+    seconds_left,
+)
 
 T = TypeVar("T")
 
@@ -66,6 +77,8 @@ class PeeweeStore:
             writer = PeeweeWriter(database)
             yield writer
             if writer.finish():
+                if not seconds_left():
+                    raise StoreUnavailable("the deadline passed before the commit")
                 database.commit()
 
     def ping(self) -> None:
@@ -155,6 +168,14 @@ class PeeweeReader:
             wanted.append(_in_state(which.state, which.now))
         if which.reference_id is not None:
             wanted.append(table.reference_id == which.reference_id)
+        if which.revoked is not None:
+            wanted.append((table.state == KeyState.REVOKED.value) == which.revoked)
+        if which.created_by_key_id is not None:
+            wanted.append(table.created_by_key_id.in_(_storable([which.created_by_key_id])))
+        if which.created_from is not None:
+            wanted.append(table.create_time >= which.created_from)
+        if which.created_before is not None:
+            wanted.append(table.create_time < which.created_before)
         for name, value in sorted(which.labels.items()):
             label = tables.KeyLabel
             labelled = label.select(label.key_id).where((label.name == name) & (label.value == value))
@@ -291,16 +312,28 @@ class PeeweeWriter(PeeweeReader):
             raise Duplicate
         self._touch("key", key.key_id)
         self._add(tables.Key, rows.key_row(key))
-        self._put_generations(tables.KeyGeneration, key.key_id, key)
-        self._put_labels(key)
+        self._put_generations(tables.KeyGeneration, {key.key_id: key.generations})
+        self._put_labels([key])
 
     def replace_key(self, key: Key) -> None:
         """Store the new state of a key."""
-        self._touch("key", key.key_id)
-        self._replace(tables.Key, tables.Key.key_id, rows.key_row(key))
-        self._put_generations(tables.KeyGeneration, key.key_id, key)
-        tables.KeyLabel.delete().where(tables.KeyLabel.key_id == key.key_id).execute(self._database)
-        self._put_labels(key)
+        self.replace_keys([key])
+
+    def replace_keys(self, keys: Sequence[Key]) -> None:
+        """Store the new states of keys."""
+        table, key_ids = tables.Key, [key.key_id for key in keys]
+        if len(self._rows(table.select(table.key_id).where(table.key_id.in_(key_ids)))) != len(keys):
+            raise _not_read(table)
+        for some in _portions([self._created(rows.key_row(key)) for key in keys]):
+            changing = [name for name in some[0] if name not in ("key_id", "create_revision")]
+            table.insert_many(some).on_conflict(conflict_target=(table.key_id,), preserve=changing).execute(
+                self._database
+            )
+        for key_id in key_ids:
+            self._touch("key", key_id)
+        self._put_generations(tables.KeyGeneration, {key.key_id: key.generations for key in keys})
+        tables.KeyLabel.delete().where(tables.KeyLabel.key_id.in_(key_ids)).execute(self._database)
+        self._put_labels(keys)
 
     def put_devices(self, devices: Sequence[Device]) -> None:
         """Insert devices, or store their new state."""
@@ -337,13 +370,13 @@ class PeeweeWriter(PeeweeReader):
             raise Duplicate
         self._touch("caller", caller.key_id)
         self._add(tables.Caller, rows.caller_row(caller))
-        self._put_generations(tables.CallerGeneration, caller.key_id, caller)
+        self._put_generations(tables.CallerGeneration, {caller.key_id: caller.generations})
 
     def replace_caller(self, caller: Caller) -> None:
         """Store the new state of a caller."""
         self._touch("caller", caller.key_id)
         self._replace(tables.Caller, tables.Caller.caller_id, rows.caller_row(caller))
-        self._put_generations(tables.CallerGeneration, caller.key_id, caller)
+        self._put_generations(tables.CallerGeneration, {caller.key_id: caller.generations})
 
     def record(self, events: Iterable[Event]) -> None:
         """Append to the event log."""
@@ -385,24 +418,35 @@ class PeeweeWriter(PeeweeReader):
     def _replace(self, table: Any, key: peewee.Field, row: dict[str, Any]) -> None:
         changed = table.update(row).where(key == row[key.name]).execute(self._database)
         if changed != 1:
-            raise LookupError(f"{table._meta.table_name} to be replaced was not read in this transaction")  # noqa: SLF001
+            raise _not_read(table)
 
-    def _put_generations(self, table: Any, key_id: str, owner: Key | Caller) -> None:
-        numbers = [generation.number for generation in owner.generations]
-        gone = (table.key_id == key_id) & table.number.not_in(numbers)
-        table.delete().where(gone).execute(self._database)
+    def _put_generations(self, table: Any, wanted: Mapping[str, Sequence[Generation]]) -> None:
+        """Make the generations of keys those that are wanted."""
+        for key_id, stored in self._generations(table, list(wanted)).items():
+            gone = {row["number"] for row in stored} - {generation.number for generation in wanted[key_id]}
+            if gone:
+                table.delete().where((table.key_id == key_id) & table.number.in_(gone)).execute(self._database)
         # In order: the secret that was in force retires before the next one takes its place, as the schema demands.
-        for generation in owner.generations:
-            table.insert(rows.generation_row(key_id, generation)).on_conflict(
+        new = [rows.generation_row(key_id, one) for key_id, generations in wanted.items() for one in generations]
+        for some in _portions(new):
+            table.insert_many(some).on_conflict(
                 conflict_target=(table.key_id, table.number),
                 preserve=(table.pepper_id, table.digest, table.retire_time),
             ).execute(self._database)
 
-    def _put_labels(self, key: Key) -> None:
+    def _put_labels(self, keys: Sequence[Key]) -> None:
         self._insert(
             tables.KeyLabel,
-            [{"key_id": key.key_id, "name": name, "value": value} for name, value in key.labels.items()],
+            [
+                {"key_id": key.key_id, "name": name, "value": value}
+                for key in keys
+                for name, value in key.labels.items()
+            ],
         )
+
+
+def _not_read(table: Any) -> LookupError:
+    return LookupError(f"{table._meta.table_name} to be replaced was not read in this transaction")  # noqa: SLF001
 
 
 def _fitting(found: list[dict[str, Any]]) -> int:

@@ -23,6 +23,7 @@ from texture.auth.v1 import (
 
 from server.domain.errors import Violation, invalid
 from server.domain.events import Event
+from server.domain.explanation import Step, StepResult
 from server.domain.exposure import Context
 from server.domain.kinds import Environment, ExposurePolicy, KeyKind, Role
 from server.domain.lifecycle import Rotation
@@ -63,6 +64,7 @@ ENVIRONMENT = EnumMap(Environment, workspace_pb2.Environment, "ENVIRONMENT")
 POLICY = EnumMap(ExposurePolicy, workspace_pb2.ExposurePolicy, "EXPOSURE_POLICY")
 ROLE = EnumMap(Role, caller_pb2.Role, "ROLE")
 LINK_STATE = EnumMap(ConnectLinkState, connect_link_pb2.ConnectLinkState, "CONNECT_LINK_STATE")
+STEP_RESULT = EnumMap(StepResult, authorize_service_pb2.StepResult, "STEP_RESULT")
 REASON = EnumMap(Reason, authorize_service_pb2.Reason, "REASON")
 
 
@@ -152,6 +154,16 @@ def answer(given: Answer, revision: str) -> authorize_service_pb2.AuthorizeRespo
         response.device_scope.reference_id = decision.device_scope.reference_id or ""
         response.device_scope.manufacturers.extend(sorted(decision.device_scope.manufacturers))
     return response
+
+
+def step(taken: Step) -> authorize_service_pb2.ExplanationStep:
+    """Return the message of a step of an explanation."""
+    return authorize_service_pb2.ExplanationStep(
+        name=taken.name,
+        result=STEP_RESULT.to_proto(taken.result),
+        reason=REASON.to_proto(taken.reason) if taken.reason else authorize_service_pb2.REASON_UNSPECIFIED,
+        detail=taken.detail,
+    )
 
 
 def violation(found: Violation) -> authorize_service_pb2.FieldViolation:

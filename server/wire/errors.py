@@ -12,11 +12,13 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from server.domain.errors import ErrorReason, Refusal, Violation
-from server.store.contract import StoreUnavailable
+from server.store.contract import StoreUnavailable, seconds_left
 
 DOMAIN = "auth.texture"
 RETRY_SECONDS = 1
 MAXIMUM_DETAIL_BYTES = 3072
+
+_RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
 
 CODES = {
     ErrorReason.FIELD_INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -56,6 +58,12 @@ CODES = {
     ErrorReason.STORE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     ErrorReason.PEPPER_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     ErrorReason.INTERNAL_FAULT: grpc.StatusCode.INTERNAL,
+    ErrorReason.DEADLINE_TOO_SHORT: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ErrorReason.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorReason.MATCHES_CHANGED: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.MATCHES_TOO_MANY: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.CALLER_CERTIFICATE_UNKNOWN: grpc.StatusCode.UNAUTHENTICATED,
+    ErrorReason.CERTIFICATE_NAME_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
 }
 
 
@@ -63,6 +71,8 @@ def as_refusal(error: Exception) -> Refusal:
     """Return what a caller is told of any failure. An unforeseen one tells nothing but an id to find it in the log."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, StoreUnavailable) and not seconds_left():
+        return Refusal(ErrorReason.DEADLINE_TOO_SHORT, "the deadline passed while the call waited for the database")
     if isinstance(error, StoreUnavailable):
         return Refusal(ErrorReason.STORE_UNAVAILABLE, "the database cannot be asked; nothing was decided, retry")
     error_id = secrets.token_hex(8)
@@ -81,7 +91,7 @@ def status_of(refusal: Refusal) -> grpc.Status:
     ]
     if refusal.violations:
         details.append(_bad_request(refusal.violations))
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if code in _RETRYABLE:
         details.append(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=RETRY_SECONDS)))
     return rpc_status.to_status(
         status_pb2.Status(code=code.value[0], message=refusal.message, details=_packed(details))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -12,13 +15,11 @@ from google.protobuf.message import DecodeError
 
 from server.domain.errors import ErrorReason, Refusal, Violation
 from server.domain.model import Caller
-from server.store.contract import StoreUnavailable
+from server.store.contract import deadline_within
 from server.wire import policy
 from server.wire.errors import CODES, as_refusal, status_of
+from server.wire.limits import MAXIMUM_MESSAGE_BYTES, CountingPool, Pace, aside, seconds_for
 from server.wire.rpc import CURRENT, Rpc
-
-# What a request may weigh. gRPC itself refuses far larger ones, without saying which field is to blame.
-MAXIMUM_MESSAGE_BYTES = 1024 * 1024
 
 _BEARER = "bearer "
 _log = structlog.get_logger("texture_auth.access")
@@ -33,35 +34,54 @@ class Authenticator(Protocol):
         """Return the caller. Raises Refusal."""
 
 
-class Gate(grpc.ServerInterceptor):
-    """Lets through the calls that may pass.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class House:
+    """What a gate stands before.
 
+    Calls are worked on by `pool`; what must not wait for them, health and refusals, by `side_pool`. `default_seconds`
+    is the deadline of a call that comes without one, `log_allow_sample` the share of mere ALLOWs that are logged.
     `on_store_unavailable` is told of each call that failed for want of the store, so that health follows at once.
     """
 
-    def __init__(
-        self, authenticator: Authenticator, open_reflection: bool, on_store_unavailable: Callable[[], None]
-    ) -> None:
-        self._authenticator = authenticator
-        self._open = policy.OPEN | (policy.REFLECTION if open_reflection else frozenset())
-        self._on_store_unavailable = on_store_unavailable
+    authenticator: Authenticator
+    pool: CountingPool
+    side_pool: ThreadPoolExecutor
+    open_reflection: bool
+    default_seconds: float
+    log_allow_sample: float
+    on_store_unavailable: Callable[[], None]
+
+
+class Gate(grpc.ServerInterceptor):
+    """Lets through the calls that may pass."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._open = policy.OPEN | (policy.REFLECTION if house.open_reflection else frozenset())
         self._wrapped: dict[str, Handler] = {}
+        self._overloaded: dict[str, Handler] = {}
 
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Return the wrapped handler of a method, made once."""
+        """Return the wrapped handler of a method, made once, or while too many calls wait, one that refuses."""
         method = handler_call_details.method
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             handler = continuation(handler_call_details)
-            if handler is None or method in self._open:
-                return handler
-            wrapped = self._wrap(method, handler)
+            if handler is None:
+                return None
+            if method in policy.OPEN:
+                wrapped = self._overloaded[method] = aside(handler, self._house.side_pool)
+            elif method in self._open:
+                wrapped = self._overloaded[method] = handler
+            else:
+                wrapped = self._wrap(method, handler)
+                self._overloaded[method] = aside(self._refusing(method, handler), self._house.side_pool)
             self._wrapped[method] = wrapped
-        return wrapped
+        return self._overloaded[method] if self._house.pool.full else wrapped
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
         if handler.unary_unary is not None:
@@ -79,20 +99,25 @@ class Gate(grpc.ServerInterceptor):
         deserialize = handler.request_deserializer
         if behavior is None or deserialize is None:  # pragma: no cover - as generated
             raise TypeError(method)
+        pace = Pace()
 
         def call(raw: bytes, context: grpc.ServicerContext) -> Any:
             started = time.perf_counter()
-            rpc = None
-            try:
-                rpc = Rpc(method, self._authenticator.authenticate(_credential(context)))
-                _require_role(rpc)
-                CURRENT.set(rpc)
-                response = behavior(_parsed(raw, deserialize), context)
-            except Exception as error:  # noqa: BLE001 - every failure has an answer
-                refusal = self._refused(method, rpc, error, started)
-            else:
-                _log_call(method, rpc, grpc.StatusCode.OK, started)
-                return response
+            rpc = Rpc(method)
+            seconds = seconds_for(context, self._house.default_seconds)
+            with deadline_within(seconds):
+                try:
+                    pace.check(seconds)
+                    self._admit(rpc, context)
+                    CURRENT.set(rpc)
+                    response = behavior(_parsed(raw, deserialize), context)
+                except Exception as error:  # noqa: BLE001 - every failure has an answer
+                    refusal = self._refused(rpc, error, started)
+                else:
+                    pace.record(time.perf_counter() - started)
+                    if not rpc.routine or random.random() < self._house.log_allow_sample:  # noqa: S311 - no secret
+                        _log_call(rpc, grpc.StatusCode.OK, started)
+                    return response
             # Outside the except block, since abort itself raises.
             context.abort_with_status(status_of(refusal))
             return None
@@ -104,44 +129,57 @@ class Gate(grpc.ServerInterceptor):
     ) -> Callable[[Iterator[Any], grpc.ServicerContext], Iterator[Any]]:
         def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             started = time.perf_counter()
-            rpc = None
-            try:
-                rpc = Rpc(method, self._authenticator.authenticate(_credential(context)))
-                _require_role(rpc)
-            except Exception as error:  # noqa: BLE001 - every failure has an answer
-                refusal = self._refused(method, rpc, error, started)
-            else:
-                _log_call(method, rpc, grpc.StatusCode.OK, started)
-                yield from behavior(requests, context)
-                return
-            context.abort_with_status(status_of(refusal))
+            rpc = Rpc(method)
+            refusal = None
+            with deadline_within(self._house.default_seconds):
+                try:
+                    self._admit(rpc, context)
+                except Exception as error:  # noqa: BLE001 - every failure has an answer
+                    refusal = self._refused(rpc, error, started)
+            if refusal is not None:
+                context.abort_with_status(status_of(refusal))
+            _log_call(rpc, grpc.StatusCode.OK, started)
+            yield from behavior(requests, context)
 
         return call
 
-    def _refused(self, method: str, rpc: Rpc | None, error: Exception, started: float) -> Refusal:
+    def _refusing(self, method: str, handler: Handler) -> Handler:
+        """Return a handler that refuses, for a method that is called while too many calls wait."""
+
+        def refuse(_request: Any, context: grpc.ServicerContext) -> Any:
+            started = time.perf_counter()
+            error = Refusal(ErrorReason.OVERLOADED, "as many calls wait as may; nothing was done, retry")
+            context.abort_with_status(status_of(self._refused(Rpc(method), error, started)))
+
+        if handler.unary_unary is None:
+            return grpc.stream_stream_rpc_method_handler(refuse)
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+    def _admit(self, rpc: Rpc, context: grpc.ServicerContext) -> None:
+        """Find out who calls, and make sure that they may. Raises Refusal (CALLER_*)."""
+        caller = self._house.authenticator.authenticate(_credential(context))
+        rpc.caller_id = caller.caller_id
+        roles = policy.ROLES.get(rpc.method, frozenset())
+        if caller.roles.isdisjoint(roles):
+            names = ", ".join(sorted(role.value for role in roles)) or "none"
+            raise Refusal(
+                ErrorReason.CALLER_ROLE_MISSING,
+                f"{caller.caller_id} may not call {rpc.method}, which needs one of these roles: {names}",
+                metadata={"caller_id": caller.caller_id, "roles": names},
+            )
+
+    def _refused(self, rpc: Rpc, error: Exception, started: float) -> Refusal:
         """Log a failure and return what the caller is told of it."""
         refusal = as_refusal(error)
-        if isinstance(error, StoreUnavailable):
-            self._on_store_unavailable()
-            _log.warning("store unavailable", method=method, cause=str(error))
+        if refusal.reason is ErrorReason.STORE_UNAVAILABLE:
+            self._house.on_store_unavailable()
+            _log.warning("store unavailable", method=rpc.method, cause=str(error))
         if refusal.reason is ErrorReason.PEPPER_UNAVAILABLE:
-            _log.error("pepper missing", method=method, **refusal.metadata)
+            _log.error("pepper missing", method=rpc.method, **refusal.metadata)
         if refusal.reason is ErrorReason.INTERNAL_FAULT:
-            _log.error("internal fault", method=method, exc_info=error, **refusal.metadata)
-        _log_call(method, rpc, CODES[refusal.reason], started, error_reason=refusal.reason.name, **refusal.metadata)
+            _log.error("internal fault", method=rpc.method, exc_info=error, **refusal.metadata)
+        _log_call(rpc, CODES[refusal.reason], started, error_reason=refusal.reason.name, **refusal.metadata)
         return refusal
-
-
-def _require_role(rpc: Rpc) -> None:
-    """Make sure that the caller may call this method. Raises Refusal (CALLER_ROLE_MISSING)."""
-    roles = policy.ROLES.get(rpc.method, frozenset())
-    if rpc.caller.roles.isdisjoint(roles):
-        names = ", ".join(sorted(role.value for role in roles)) or "none"
-        raise Refusal(
-            ErrorReason.CALLER_ROLE_MISSING,
-            f"{rpc.caller.caller_id} may not call {rpc.method}, which needs one of these roles: {names}",
-            metadata={"caller_id": rpc.caller.caller_id, "roles": names},
-        )
 
 
 def _credential(context: grpc.ServicerContext) -> str:
@@ -170,12 +208,12 @@ def _parsed(raw: bytes, deserialize: Callable[[bytes], Any]) -> Any:
         ) from None
 
 
-def _log_call(method: str, rpc: Rpc | None, code: grpc.StatusCode, started: float, **more: object) -> None:
+def _log_call(rpc: Rpc, code: grpc.StatusCode, started: float, **more: object) -> None:
     line: dict[str, object] = {
-        "method": method,
-        "caller": None if rpc is None else rpc.caller.caller_id,
+        "method": rpc.method,
+        "caller": rpc.caller_id or None,
         "code": code.name,
         "milliseconds": round((time.perf_counter() - started) * 1000, 3),
     }
     # A later part wins over an earlier one of the same name; a log that fails must not fail the call.
-    _log.info("rpc", **{**more, **({} if rpc is None else rpc.notes), **line})
+    _log.info("rpc", **{**more, **rpc.notes, **line})

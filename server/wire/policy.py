@@ -15,6 +15,7 @@ _BY_SERVICE = {
     "texture.auth.v1.AuthorizeService": {
         "Authorize": _AUTHORIZER,
         "BatchAuthorize": _AUTHORIZER,
+        "ExplainAuthorization": _OPERATOR,
     },
     "texture.auth.v1.KeyService": {
         "CreateKey": _KEY_ADMIN,
@@ -25,6 +26,7 @@ _BY_SERVICE = {
         "ResumeKey": _KEY_ADMIN,
         "RotateKey": _KEY_ADMIN,
         "RevokeKey": _KEY_ADMIN,
+        "RevokeKeys": _KEY_ADMIN,
         "LookupKey": _KEY_ADMIN,
         "ListKeyEvents": _KEY_ADMIN,
     },

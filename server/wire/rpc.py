@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import structlog
 from google.protobuf.message import Message
 
-from server.domain.model import Caller
 from server.domain.token import is_id
 from server.domain.validation import is_slug
 from server.service.base import Call
@@ -19,10 +18,15 @@ _log = structlog.get_logger("texture_auth.access")
 
 @dataclass(slots=True)
 class Rpc:
-    """One call. `notes` end up in its line of the access log and must hold no secret."""
+    """One call. `notes` end up in its line of the access log and must hold no secret.
+
+    `caller_id` is empty until the caller is known. A `routine` call, which allowed and changed nothing worth a line of
+    its own, is logged by sample.
+    """
 
     method: str
-    caller: Caller
+    caller_id: str = ""
+    routine: bool = False
     notes: dict[str, object] = field(default_factory=dict)
 
 
@@ -37,7 +41,7 @@ def note(**notes: object) -> None:
 def log_part(**notes: object) -> None:
     """Write a line of its own for a part of the call under way: an answer of a batch."""
     rpc = CURRENT.get()
-    _log.info("part", method=rpc.method, caller=rpc.caller.caller_id, **notes)
+    _log.info("part", method=rpc.method, caller=rpc.caller_id, **notes)
 
 
 def note_id(name: str, text: str) -> None:
@@ -53,7 +57,7 @@ def call_of(request: Message) -> Call:
     if request_id:
         fingerprint = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
     return Call(
-        caller_id=rpc.caller.caller_id,
+        caller_id=rpc.caller_id,
         method=rpc.method,
         request_id=request_id,
         fingerprint=fingerprint,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -33,9 +31,11 @@ from server.service.connect import ConnectService
 from server.service.devices import DeviceService
 from server.service.exposures import ExposureService
 from server.service.keys import KeyService
+from server.service.revocations import RevocationService
 from server.service.workspaces import WorkspaceService
-from server.wire.gate import MAXIMUM_MESSAGE_BYTES, Gate
+from server.wire.gate import Gate, House
 from server.wire.health import HealthMonitor
+from server.wire.limits import CountingPool, Limits
 from server.wire.servicers.authorize import AuthorizeServicer
 from server.wire.servicers.callers import CallerServicer
 from server.wire.servicers.connect import ConnectServicer
@@ -57,13 +57,8 @@ SERVICES = tuple(
 
 # How long the answers of calls that are done may take to leave.
 LAST_ANSWERS_SECONDS = 0.5
-
-_OPTIONS = (
-    # Beyond what a request may weigh, so that the gate can say which limit was passed and by how much.
-    ("grpc.max_receive_message_length", 4 * MAXIMUM_MESSAGE_BYTES),
-    # A second server on the same address must fail to start, not take half of the calls.
-    ("grpc.so_reuseport", 0),
-)
+# Threads for what must not wait for calls: health, and refusals of calls that are too many.
+SIDE_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,36 +69,6 @@ class Tls:
     private_key: bytes
 
 
-class CountingPool(ThreadPoolExecutor):
-    """A pool that knows whether any call is being worked on or waits for a thread."""
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(max_workers=threads, thread_name_prefix="rpc")
-        self._lock = threading.Lock()
-        self._under_way = 0
-
-    @property
-    def idle(self) -> bool:
-        """Tell whether there is nothing to do."""
-        return self._under_way == 0
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Work on something."""
-        with self._lock:
-            self._under_way += 1
-        try:
-            future = super().submit(function, *args, **kwargs)
-        except BaseException:
-            self._done(None)
-            raise
-        future.add_done_callback(self._done)
-        return future
-
-    def _done(self, _future: Future[Any] | None) -> None:
-        with self._lock:
-            self._under_way -= 1
-
-
 class AddressTaken(Exception):  # noqa: N818 - it names a state
     """The address cannot be listened on."""
 
@@ -111,21 +76,31 @@ class AddressTaken(Exception):  # noqa: N818 - it names a state
 class GrpcServer:
     """The services behind the gate, with health and reflection."""
 
-    def __init__(self, resources: Resources, threads: int, open_reflection: bool) -> None:
+    def __init__(
+        self, resources: Resources, limits: Limits, open_reflection: bool, log_allow_sample: float = 1.0
+    ) -> None:
         callers = CallerService(resources)
         self._health = HealthMonitor(resources.store.ping, SERVICES)
-        self._pool = CountingPool(threads)
-        self._server = grpc.server(
-            self._pool,
-            interceptors=[Gate(callers, open_reflection, self._health.probe_now)],
-            options=_OPTIONS,
+        self._pool = CountingPool(limits.threads, limits.queue)
+        self._side_pool = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")
+        house = House(
+            authenticator=callers,
+            pool=self._pool,
+            side_pool=self._side_pool,
+            open_reflection=open_reflection,
+            default_seconds=limits.default_deadline_seconds,
+            log_allow_sample=log_allow_sample,
+            on_store_unavailable=self._health.probe_now,
         )
+        self._server = grpc.server(self._pool, interceptors=[Gate(house)], options=limits.options)
         clock = resources.clock
         exposures = ExposureService(resources)
         authorize_service_pb2_grpc.add_AuthorizeServiceServicer_to_server(
             AuthorizeServicer(AuthorizationService(resources, exposures)), self._server
         )
-        key_service_pb2_grpc.add_KeyServiceServicer_to_server(KeyServicer(KeyService(resources), clock), self._server)
+        key_service_pb2_grpc.add_KeyServiceServicer_to_server(
+            KeyServicer(KeyService(resources), RevocationService(resources), clock), self._server
+        )
         connect_service_pb2_grpc.add_ConnectServiceServicer_to_server(
             ConnectServicer(ConnectService(resources, exposures), clock), self._server
         )
@@ -179,3 +154,4 @@ class GrpcServer:
         self._server.stop(None).wait()
         self._health.stop()
         self._pool.shutdown()
+        self._side_pool.shutdown()

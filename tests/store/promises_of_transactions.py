@@ -62,6 +62,10 @@ MUTATIONS: dict[str, tuple[Callable[[Writer], None], Changes | None]] = {
         lambda writer: writer.replace_key(make_key(display_name="renamed")),
         {("key", SERVER_KEY_ID)},
     ),
+    "replace_keys": (
+        lambda writer: writer.replace_keys([make_key(display_name="renamed")]),
+        {("key", SERVER_KEY_ID)},
+    ),
     "put_devices": (
         lambda writer: writer.put_devices([make_device(device_id="new"), make_device(reference_id="end-user-2")]),
         {("device", "new"), ("device", DEVICE_ID)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,6 +10,7 @@ import pytest
 import structlog
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
+from texture.auth.v1 import authorize_service_pb2 as pb
 from texture.auth.v1 import (
     caller_service_pb2,
     connect_service_pb2,
@@ -20,8 +22,19 @@ from texture.auth.v1.caller_pb2 import Caller
 from texture.auth.v1.key_pb2 import Key
 from texture.auth.v1.workspace_pb2 import Workspace
 
-from tests.harness import Service, refused
-from tests.wire.helpers import REDIRECT_URI, authorize, get_key, make_key, make_scoped_key, revoke, rotate
+from server.settings import Settings
+from tests.harness import Service, refused, running_service
+from tests.wire.helpers import (
+    REDIRECT_URI,
+    authorize,
+    get_key,
+    make_key,
+    make_scoped_key,
+    make_workspace,
+    register,
+    revoke,
+    rotate,
+)
 
 MASK = FieldMask(paths=["display_name"])
 
@@ -122,3 +135,31 @@ def test_no_line_of_a_keys_life_holds_a_secret(grid: Service) -> None:
     assert len(lines) >= 10
     for secret in (*secrets, grid.operator_key):
         assert secret.rsplit("_", 1)[1][:8] not in str(lines)
+
+
+@pytest.mark.parametrize("sample", [0, 1])
+def test_an_allow_is_logged_by_sample_and_all_else_always(tmp_path: Path, sample: int) -> None:
+    with running_service(tmp_path, log_allow_sample=sample) as service:
+        make_workspace(service)
+        register(service, "mine")
+        api_key = make_key(service, permissions=["devices:list"]).api_key
+        allowed = pb.Question(api_key=api_key, permission="devices:list")
+        denied = pb.Question(permission="devices:list")
+
+        with structlog.testing.capture_logs() as lines:
+            authorize(service, api_key)
+            service.operator.authorize.BatchAuthorize(pb.BatchAuthorizeRequest(questions=[allowed, allowed]))
+        assert len(lines) == 2 * sample
+
+        with structlog.testing.capture_logs() as lines:
+            authorize(service, api_key, "devices:read", "mine")
+            service.operator.authorize.BatchAuthorize(pb.BatchAuthorizeRequest(questions=[allowed, denied]))
+            refused(authorize, service, api_key, "devices:fly")
+            get_key(service, make_key(service).key.key_id)
+        assert [line["event"] for line in lines] == ["rpc", "part", "rpc", "rpc", "rpc", "rpc"]
+
+
+@pytest.mark.parametrize(("development", "sample"), [(True, 1.0), (False, 0.01)])
+def test_the_share_of_logged_allows_is_small_except_in_development(development: bool, sample: float) -> None:
+    assert Settings(development=development).log_allow_sample_or_default == sample
+    assert Settings(development=development, log_allow_sample=0.5).log_allow_sample_or_default == 0.5

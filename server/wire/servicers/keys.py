@@ -7,9 +7,11 @@ from texture.auth.v1 import key_service_pb2 as pb
 from texture.auth.v1 import key_service_pb2_grpc
 from texture.auth.v1.key_pb2 import Key as KeyMessage
 
+from server.domain.errors import invalid
 from server.domain.model import Key
 from server.service.base import Clock
 from server.service.keys import KeyFields, KeyService
+from server.service.revocations import RevocationService, Selection
 from server.wire import convert
 from server.wire.rpc import call_of, note, note_id
 
@@ -17,8 +19,9 @@ from server.wire.rpc import call_of, note, note_id
 class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     """KeyService, as `key_service.proto` describes it."""
 
-    def __init__(self, service: KeyService, clock: Clock) -> None:
+    def __init__(self, service: KeyService, revocations: RevocationService, clock: Clock) -> None:
         self._service = service
+        self._revocations = revocations
         self._clock = clock
 
     def CreateKey(self, request: pb.CreateKeyRequest, context: grpc.ServicerContext) -> pb.CreateKeyResponse:
@@ -104,6 +107,27 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
             propagation=convert.propagation(mutation.propagation),
         )
 
+    def RevokeKeys(self, request: pb.RevokeKeysRequest, context: grpc.ServicerContext) -> pb.RevokeKeysResponse:
+        """End all keys that match a filter."""
+        note_id("workspace_id", request.workspace_id)
+        call, selection = call_of(request), _selection(request.filter)
+        if request.dry_run:
+            if request.HasField("expected_count"):
+                raise invalid("expected_count", "must be unset with dry_run, which finds it out")
+            found, head = self._revocations.preview(call, request.workspace_id, selection)
+            note(dry_run=True, count=found.count)
+            return pb.RevokeKeysResponse(count=found.count, key_ids=found.key_ids, revision=head.encode())
+        if not request.HasField("expected_count"):
+            raise invalid("expected_count", "is needed: ask with dry_run first, and give the count that it returns")
+        mutation = self._revocations.revoke(call, request.workspace_id, selection, request.expected_count)
+        note(count=mutation.value.count)
+        return pb.RevokeKeysResponse(
+            count=mutation.value.count,
+            key_ids=mutation.value.key_ids,
+            revision=mutation.revision.encode(),
+            propagation=convert.propagation(mutation.propagation),
+        )
+
     def LookupKey(self, request: pb.LookupKeyRequest, context: grpc.ServicerContext) -> pb.LookupKeyResponse:
         """Say which key this is."""
         key, generation = self._service.lookup_key(request.api_key)
@@ -121,6 +145,18 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
 
     def _message(self, key: Key) -> KeyMessage:
         return convert.key(key, self._clock())
+
+
+def _selection(message: pb.RevokeKeysFilter) -> Selection:
+    """Return which keys a message selects. Raises Refusal (FIELD_INVALID)."""
+    return Selection(
+        kind=convert.KIND.to_domain("filter.kind", message.kind),
+        reference_id=message.reference_id,
+        labels=dict(message.labels),
+        created_by_key_id=message.created_by_key_id,
+        created_from=convert.instant(message, "created_from", "filter.created_from"),
+        created_before=convert.instant(message, "created_before", "filter.created_before"),
+    )
 
 
 def _fields(message: pb.CreateKeyRequest | KeyMessage, prefix: str) -> KeyFields:

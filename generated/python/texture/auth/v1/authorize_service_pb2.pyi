@@ -123,6 +123,34 @@ REASON_MANUFACTURER_NOT_PERMITTED: Reason.ValueType  # 14
 """The key may not reach devices of this manufacturer. HTTP 403."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
+class _StepResult:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StepResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepResult.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STEP_RESULT_UNSPECIFIED: _StepResult.ValueType  # 0
+    """Not sent."""
+    STEP_RESULT_PASSED: _StepResult.ValueType  # 1
+    """It found nothing to object to."""
+    STEP_RESULT_FAILED: _StepResult.ValueType  # 2
+    """It says no. The first step that fails decides."""
+    STEP_RESULT_SKIPPED: _StepResult.ValueType  # 3
+    """There was nothing to look at: no secret was presented, or no key was found by the steps before."""
+
+class StepResult(_StepResult, metaclass=_StepResultEnumTypeWrapper):
+    """How one step of an evaluation came out."""
+
+STEP_RESULT_UNSPECIFIED: StepResult.ValueType  # 0
+"""Not sent."""
+STEP_RESULT_PASSED: StepResult.ValueType  # 1
+"""It found nothing to object to."""
+STEP_RESULT_FAILED: StepResult.ValueType  # 2
+"""It says no. The first step that fails decides."""
+STEP_RESULT_SKIPPED: StepResult.ValueType  # 3
+"""There was nothing to look at: no secret was presented, or no key was found by the steps before."""
+Global___StepResult: _TypeAlias = StepResult  # noqa: Y015
+
 @_typing.final
 class AuthorizedKey(_message.Message):
     """The key that was recognised, for the caller's own use and logs. Sent only when the whole secret is right."""
@@ -482,3 +510,123 @@ class BatchAuthorizeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchAuthorizeResponse: _TypeAlias = BatchAuthorizeResponse  # noqa: Y015
+
+@_typing.final
+class ExplainAuthorizationRequest(_message.Message):
+    """A question to explain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    API_KEY_FIELD_NUMBER: _builtins.int
+    PERMISSION_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """A key by its public id, as if its newest secret had been presented."""
+    api_key: _builtins.str
+    """What was presented as a key, whatever it is."""
+    permission: _builtins.str
+    """The permission asked for, as in AuthorizeRequest."""
+    device_id: _builtins.str
+    """The device, as in AuthorizeRequest."""
+    at_least_revision: _builtins.str
+    """As in AuthorizeRequest."""
+    @_builtins.property
+    def context(self) -> _request_context_pb2.RequestContext:
+        """What the gateway saw, as in AuthorizeRequest."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        api_key: _builtins.str = ...,
+        permission: _builtins.str = ...,
+        device_id: _builtins.str = ...,
+        context: _request_context_pb2.RequestContext | None = ...,
+        at_least_revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "context", b"context", "key_id", b"key_id", "subject", b"subject"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "at_least_revision", b"at_least_revision", "context", b"context", "device_id", b"device_id", "key_id", b"key_id", "permission", b"permission", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["key_id", "api_key"]  # noqa: Y015
+    _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
+
+Global___ExplainAuthorizationRequest: _TypeAlias = ExplainAuthorizationRequest  # noqa: Y015
+
+@_typing.final
+class ExplanationStep(_message.Message):
+    """One step of an evaluation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name: `form`, `secret`, `exposure`, `liveness`, `address`, `permission`, `ownership`, `manufacturer`. More may be
+    added.
+    """
+    result: Global___StepResult.ValueType
+    """How it came out. Steps after the one that decides are taken too, so that everything in the way is seen at once."""
+    reason: Global___Reason.ValueType
+    """The reason that it gives, when it failed."""
+    detail: _builtins.str
+    """What was compared with what, in words for people. Holds no secret."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        result: Global___StepResult.ValueType = ...,
+        reason: Global___Reason.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "name", b"name", "reason", b"reason", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplanationStep: _TypeAlias = ExplanationStep  # noqa: Y015
+
+@_typing.final
+class ExplainAuthorizationResponse(_message.Message):
+    """An answer and how it came about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    explanation: _builtins.str
+    """What the answer means, in words for people."""
+    generation: _builtins.int
+    """The number of the secret that was presented or, when asked by key id, of the newest; 0 when the key is not known."""
+    @_builtins.property
+    def answer(self) -> Global___AuthorizeResponse:
+        """What Authorize answers, with an empty `decision_id`: nothing was decided."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplanationStep]:
+        """Every step, in the order in which they are taken."""
+
+    def __init__(
+        self,
+        *,
+        answer: Global___AuthorizeResponse | None = ...,
+        explanation: _builtins.str = ...,
+        steps: _abc.Iterable[Global___ExplanationStep] | None = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "explanation", b"explanation", "generation", b"generation", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainAuthorizationResponse: _TypeAlias = ExplainAuthorizationResponse  # noqa: Y015

@@ -31,7 +31,7 @@ class AuthorizeServiceStub:
     A denial is an answer: status OK with DECISION_DENY and the reason. A gRPC error means that the
     question could not be answered, and a caller must treat every error as a denial.
 
-    Role: `authorizer` or `operator`.
+    Role: `authorizer` or `operator`, where an RPC does not say otherwise.
     """
 
     def __init__(self, channel):
@@ -50,6 +50,11 @@ class AuthorizeServiceStub:
                 request_serializer=texture_dot_auth_dot_v1_dot_authorize__service__pb2.BatchAuthorizeRequest.SerializeToString,
                 response_deserializer=texture_dot_auth_dot_v1_dot_authorize__service__pb2.BatchAuthorizeResponse.FromString,
                 _registered_method=True)
+        self.ExplainAuthorization = channel.unary_unary(
+                '/texture.auth.v1.AuthorizeService/ExplainAuthorization',
+                request_serializer=texture_dot_auth_dot_v1_dot_authorize__service__pb2.ExplainAuthorizationRequest.SerializeToString,
+                response_deserializer=texture_dot_auth_dot_v1_dot_authorize__service__pb2.ExplainAuthorizationResponse.FromString,
+                _registered_method=True)
 
 
 class AuthorizeServiceServicer:
@@ -58,7 +63,7 @@ class AuthorizeServiceServicer:
     A denial is an answer: status OK with DECISION_DENY and the reason. A gRPC error means that the
     question could not be answered, and a caller must treat every error as a denial.
 
-    Role: `authorizer` or `operator`.
+    Role: `authorizer` or `operator`, where an RPC does not say otherwise.
     """
 
     def Authorize(self, request, context):
@@ -79,6 +84,16 @@ class AuthorizeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainAuthorization(self, request, context):
+        """Answers one question and shows every step of the evaluation, the same one that Authorize makes, for people who want
+        to know why. Asked by key id or by the key itself. Never counts as a use of the key, and a key that arrives from a
+        browser is not treated as leaked by it. Role: `operator` alone, since it tells what a key may do to whoever does not
+        hold it. Errors: as Authorize; NOT_FOUND for a key id that does not exist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuthorizeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -91,6 +106,11 @@ def add_AuthorizeServiceServicer_to_server(servicer, server):
                     servicer.BatchAuthorize,
                     request_deserializer=texture_dot_auth_dot_v1_dot_authorize__service__pb2.BatchAuthorizeRequest.FromString,
                     response_serializer=texture_dot_auth_dot_v1_dot_authorize__service__pb2.BatchAuthorizeResponse.SerializeToString,
+            ),
+            'ExplainAuthorization': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainAuthorization,
+                    request_deserializer=texture_dot_auth_dot_v1_dot_authorize__service__pb2.ExplainAuthorizationRequest.FromString,
+                    response_serializer=texture_dot_auth_dot_v1_dot_authorize__service__pb2.ExplainAuthorizationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -106,7 +126,7 @@ class AuthorizeService:
     A denial is an answer: status OK with DECISION_DENY and the reason. A gRPC error means that the
     question could not be answered, and a caller must treat every error as a denial.
 
-    Role: `authorizer` or `operator`.
+    Role: `authorizer` or `operator`, where an RPC does not say otherwise.
     """
 
     @staticmethod
@@ -153,6 +173,33 @@ class AuthorizeService:
             '/texture.auth.v1.AuthorizeService/BatchAuthorize',
             texture_dot_auth_dot_v1_dot_authorize__service__pb2.BatchAuthorizeRequest.SerializeToString,
             texture_dot_auth_dot_v1_dot_authorize__service__pb2.BatchAuthorizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainAuthorization(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/texture.auth.v1.AuthorizeService/ExplainAuthorization',
+            texture_dot_auth_dot_v1_dot_authorize__service__pb2.ExplainAuthorizationRequest.SerializeToString,
+            texture_dot_auth_dot_v1_dot_authorize__service__pb2.ExplainAuthorizationResponse.FromString,
             options,
             channel_credentials,
             insecure,

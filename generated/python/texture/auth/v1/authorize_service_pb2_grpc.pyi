@@ -32,7 +32,7 @@ class AuthorizeServiceStub:
     A denial is an answer: status OK with DECISION_DENY and the reason. A gRPC error means that the
     question could not be answered, and a caller must treat every error as a denial.
 
-    Role: `authorizer` or `operator`.
+    Role: `authorizer` or `operator`, where an RPC does not say otherwise.
     """
 
     @_typing.overload
@@ -49,6 +49,12 @@ class AuthorizeServiceStub:
     """Answers 1 to 1,000 questions from one snapshot, in order. A bad question gets an error of its own
     and spoils no other.
     """
+    ExplainAuthorization: _grpc.UnaryUnaryMultiCallable[_authorize_service_pb2.ExplainAuthorizationRequest, _authorize_service_pb2.ExplainAuthorizationResponse]
+    """Answers one question and shows every step of the evaluation, the same one that Authorize makes, for people who want
+    to know why. Asked by key id or by the key itself. Never counts as a use of the key, and a key that arrives from a
+    browser is not treated as leaked by it. Role: `operator` alone, since it tells what a key may do to whoever does not
+    hold it. Errors: as Authorize; NOT_FOUND for a key id that does not exist.
+    """
 
 @_typing.type_check_only
 class AuthorizeServiceAsyncStub(AuthorizeServiceStub):
@@ -57,7 +63,7 @@ class AuthorizeServiceAsyncStub(AuthorizeServiceStub):
     A denial is an answer: status OK with DECISION_DENY and the reason. A gRPC error means that the
     question could not be answered, and a caller must treat every error as a denial.
 
-    Role: `authorizer` or `operator`.
+    Role: `authorizer` or `operator`, where an RPC does not say otherwise.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -71,6 +77,12 @@ class AuthorizeServiceAsyncStub(AuthorizeServiceStub):
     """Answers 1 to 1,000 questions from one snapshot, in order. A bad question gets an error of its own
     and spoils no other.
     """
+    ExplainAuthorization: _aio.UnaryUnaryMultiCallable[_authorize_service_pb2.ExplainAuthorizationRequest, _authorize_service_pb2.ExplainAuthorizationResponse]  # type: ignore[assignment]
+    """Answers one question and shows every step of the evaluation, the same one that Authorize makes, for people who want
+    to know why. Asked by key id or by the key itself. Never counts as a use of the key, and a key that arrives from a
+    browser is not treated as leaked by it. Role: `operator` alone, since it tells what a key may do to whoever does not
+    hold it. Errors: as Authorize; NOT_FOUND for a key id that does not exist.
+    """
 
 class AuthorizeServiceServicer(metaclass=_abc_1.ABCMeta):
     """May the holder of this key do this to this device?
@@ -78,7 +90,7 @@ class AuthorizeServiceServicer(metaclass=_abc_1.ABCMeta):
     A denial is an answer: status OK with DECISION_DENY and the reason. A gRPC error means that the
     question could not be answered, and a caller must treat every error as a denial.
 
-    Role: `authorizer` or `operator`.
+    Role: `authorizer` or `operator`, where an RPC does not say otherwise.
     """
 
     @_abc_1.abstractmethod
@@ -101,6 +113,18 @@ class AuthorizeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_authorize_service_pb2.BatchAuthorizeResponse, _abc.Awaitable[_authorize_service_pb2.BatchAuthorizeResponse]]:
         """Answers 1 to 1,000 questions from one snapshot, in order. A bad question gets an error of its own
         and spoils no other.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainAuthorization(
+        self,
+        request: _authorize_service_pb2.ExplainAuthorizationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_authorize_service_pb2.ExplainAuthorizationResponse, _abc.Awaitable[_authorize_service_pb2.ExplainAuthorizationResponse]]:
+        """Answers one question and shows every step of the evaluation, the same one that Authorize makes, for people who want
+        to know why. Asked by key id or by the key itself. Never counts as a use of the key, and a key that arrives from a
+        browser is not treated as leaked by it. Role: `operator` alone, since it tells what a key may do to whoever does not
+        hold it. Errors: as Authorize; NOT_FOUND for a key id that does not exist.
         """
 
 def add_AuthorizeServiceServicer_to_server(servicer: AuthorizeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,15 +26,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from texture.auth.v1 import key_pb2 as texture_dot_auth_dot_v1_dot_key__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctexture/auth/v1/caller.proto\x12\x0ftexture.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19texture/auth/v1/key.proto\"\xc6\x02\n\x06\x43\x61ller\x12\x11\n\tcaller_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12$\n\x05roles\x18\x03 \x03(\x0e\x32\x15.texture.auth.v1.Role\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x33\n\x0bgenerations\x18\x05 \x03(\x0b\x32\x1e.texture.auth.v1.KeyGeneration\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rrevoke_reason\x18\t \x01(\t*\x8e\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x13\n\x0fROLE_AUTHORIZER\x10\x01\x12\x10\n\x0cROLE_WATCHER\x10\x02\x12\x12\n\x0eROLE_KEY_ADMIN\x10\x03\x12\x10\n\x0cROLE_CONNECT\x10\x04\x12\x10\n\x0cROLE_DEVICES\x10\x05\x12\x11\n\rROLE_OPERATOR\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctexture/auth/v1/caller.proto\x12\x0ftexture.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19texture/auth/v1/key.proto\"\xe1\x02\n\x06\x43\x61ller\x12\x11\n\tcaller_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12$\n\x05roles\x18\x03 \x03(\x0e\x32\x15.texture.auth.v1.Role\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x33\n\x0bgenerations\x18\x05 \x03(\x0b\x32\x1e.texture.auth.v1.KeyGeneration\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rrevoke_reason\x18\t \x01(\t\x12\x19\n\x11\x63\x65rtificate_names\x18\n \x03(\t*\x8e\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x13\n\x0fROLE_AUTHORIZER\x10\x01\x12\x10\n\x0cROLE_WATCHER\x10\x02\x12\x12\n\x0eROLE_KEY_ADMIN\x10\x03\x12\x10\n\x0cROLE_CONNECT\x10\x04\x12\x10\n\x0cROLE_DEVICES\x10\x05\x12\x11\n\rROLE_OPERATOR\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'texture.auth.v1.caller_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=439
-  _globals['_ROLE']._serialized_end=581
+  _globals['_ROLE']._serialized_start=466
+  _globals['_ROLE']._serialized_end=608
   _globals['_CALLER']._serialized_start=110
-  _globals['_CALLER']._serialized_end=436
+  _globals['_CALLER']._serialized_end=463
 # @@protoc_insertion_point(module_scope)

@@ -76,12 +76,13 @@ class Caller(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
     REVOKE_REASON_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_NAMES_FIELD_NUMBER: _builtins.int
     caller_id: _builtins.str
     """3 to 63 characters matching `[a-z][a-z0-9-]*[a-z0-9]`."""
     display_name: _builtins.str
     """A name for people. 1 to 120 characters."""
     key_id: _builtins.str
-    """The public id of its `svc` key."""
+    """The public id of its `svc` key, whether or not it has a secret."""
     revoke_reason: _builtins.str
     """The reason given when it was revoked."""
     @_builtins.property
@@ -104,6 +105,13 @@ class Caller(_message.Message):
     def revoke_time(self) -> _timestamp_pb2.Timestamp:
         """When it was revoked; unset unless it is."""
 
+    @_builtins.property
+    def certificate_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names in its client certificate by which it may also prove itself: DNS names (`device-api.internal`) and URIs
+        (`spiffe://prod.example/device-api`) of the subject alternative names, letter for letter. At most 16 of 1 to 255
+        characters; a name belongs to one caller.
+        """
+
     def __init__(
         self,
         *,
@@ -116,10 +124,11 @@ class Caller(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
         revoke_reason: _builtins.str = ...,
+        certificate_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "revoke_time", b"revoke_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_id", b"caller_id", "create_time", b"create_time", "display_name", b"display_name", "generations", b"generations", "key_id", b"key_id", "revoke_reason", b"revoke_reason", "revoke_time", b"revoke_time", "roles", b"roles", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_id", b"caller_id", "certificate_names", b"certificate_names", "create_time", b"create_time", "display_name", b"display_name", "generations", b"generations", "key_id", b"key_id", "revoke_reason", b"revoke_reason", "revoke_time", b"revoke_time", "roles", b"roles", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -104,10 +104,25 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the pepper that a stored digest was made with is not configured here. Operators must act."""
     ERROR_REASON_INTERNAL_FAULT: _ErrorReason.ValueType  # 37
     """INTERNAL: a fault of this service; metadata `error_id` finds it in the log."""
+    ERROR_REASON_DEADLINE_TOO_SHORT: _ErrorReason.ValueType  # 38
+    """DEADLINE_EXCEEDED: the call's deadline was past, or nearer than such a call takes at best, or passed while the
+    call was worked on. Nothing has changed; give it more time.
+    """
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 39
+    """RESOURCE_EXHAUSTED: as many calls wait as may. Nothing was done; retry after the time in RetryInfo."""
+    ERROR_REASON_MATCHES_CHANGED: _ErrorReason.ValueType  # 40
+    """FAILED_PRECONDITION: other keys match than were expected; metadata `expected_count` and `found_count`."""
+    ERROR_REASON_MATCHES_TOO_MANY: _ErrorReason.ValueType  # 41
+    """FAILED_PRECONDITION: more keys match than one call may change; metadata `maximum`. Narrow the filter."""
+    ERROR_REASON_CALLER_CERTIFICATE_UNKNOWN: _ErrorReason.ValueType  # 42
+    """UNAUTHENTICATED: the call has no `authorization` metadata, and no caller goes by a name of its client certificate."""
+    ERROR_REASON_CERTIFICATE_NAME_TAKEN: _ErrorReason.ValueType  # 43
+    """ALREADY_EXISTS: another caller goes by this name of a certificate; metadata `certificate_name`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The stable reasons of this service's errors. Every error but gRPC's own (UNIMPLEMENTED for an unknown method,
-    RESOURCE_EXHAUSTED for a message over 4 MiB, and what a client makes of a lost connection) carries a `google.rpc.ErrorInfo` with domain
+    RESOURCE_EXHAUSTED for a message over 4 MiB or metadata over 8 KiB, what a client makes of a lost connection, and a
+    deadline that the client saw pass) carries a `google.rpc.ErrorInfo` with domain
     `auth.texture` and one of these as its reason, without the `ERROR_REASON_` prefix. INVALID_ARGUMENT
     carries `google.rpc.BadRequest` with the fields at fault, the first of them where they are many, and UNAVAILABLE carries `google.rpc.RetryInfo`.
 
@@ -197,4 +212,18 @@ ERROR_REASON_PEPPER_UNAVAILABLE: ErrorReason.ValueType  # 36
 """UNAVAILABLE: the pepper that a stored digest was made with is not configured here. Operators must act."""
 ERROR_REASON_INTERNAL_FAULT: ErrorReason.ValueType  # 37
 """INTERNAL: a fault of this service; metadata `error_id` finds it in the log."""
+ERROR_REASON_DEADLINE_TOO_SHORT: ErrorReason.ValueType  # 38
+"""DEADLINE_EXCEEDED: the call's deadline was past, or nearer than such a call takes at best, or passed while the
+call was worked on. Nothing has changed; give it more time.
+"""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 39
+"""RESOURCE_EXHAUSTED: as many calls wait as may. Nothing was done; retry after the time in RetryInfo."""
+ERROR_REASON_MATCHES_CHANGED: ErrorReason.ValueType  # 40
+"""FAILED_PRECONDITION: other keys match than were expected; metadata `expected_count` and `found_count`."""
+ERROR_REASON_MATCHES_TOO_MANY: ErrorReason.ValueType  # 41
+"""FAILED_PRECONDITION: more keys match than one call may change; metadata `maximum`. Narrow the filter."""
+ERROR_REASON_CALLER_CERTIFICATE_UNKNOWN: ErrorReason.ValueType  # 42
+"""UNAUTHENTICATED: the call has no `authorization` metadata, and no caller goes by a name of its client certificate."""
+ERROR_REASON_CERTIFICATE_NAME_TAKEN: ErrorReason.ValueType  # 43
+"""ALREADY_EXISTS: another caller goes by this name of a certificate; metadata `certificate_name`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -679,6 +679,168 @@ class RevokeKeyResponse(_message.Message):
 Global___RevokeKeyResponse: _TypeAlias = RevokeKeyResponse  # noqa: Y015
 
 @_typing.final
+class RevokeKeysFilter(_message.Message):
+    """Keys to revoke. At least one of the fields must be set; a key must match every field that is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KIND_FIELD_NUMBER: _builtins.int
+    REFERENCE_ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    CREATED_BY_KEY_ID_FIELD_NUMBER: _builtins.int
+    CREATED_FROM_FIELD_NUMBER: _builtins.int
+    CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    kind: _key_pb2.KeyKind.ValueType
+    """Keys of this kind."""
+    reference_id: _builtins.str
+    """Scoped keys of this end user."""
+    created_by_key_id: _builtins.str
+    """Keys that this key asked for, by its id: what a leaked key with `keys:manage` has created, or the scoped keys of
+    links that it made.
+    """
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Keys that have all of these labels with these values. At most 8."""
+
+    @_builtins.property
+    def created_from(self) -> _timestamp_pb2.Timestamp:
+        """Keys created at this time or later."""
+
+    @_builtins.property
+    def created_before(self) -> _timestamp_pb2.Timestamp:
+        """Keys created before this time."""
+
+    def __init__(
+        self,
+        *,
+        kind: _key_pb2.KeyKind.ValueType = ...,
+        reference_id: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        created_by_key_id: _builtins.str = ...,
+        created_from: _timestamp_pb2.Timestamp | None = ...,
+        created_before: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_before", b"created_before", "created_from", b"created_from"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_before", b"created_before", "created_by_key_id", b"created_by_key_id", "created_from", b"created_from", "kind", b"kind", "labels", b"labels", "reference_id", b"reference_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeKeysFilter: _TypeAlias = RevokeKeysFilter  # noqa: Y015
+
+@_typing.final
+class RevokeKeysRequest(_message.Message):
+    """Keys to revoke, and how many they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    EXPECTED_COUNT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ON_BEHALF_OF_KEY_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RETURN_IMMEDIATELY_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required; not enough by itself."""
+    dry_run: _builtins.bool
+    """Change nothing, and say what would be revoked."""
+    expected_count: _builtins.int
+    """How many keys must match for any to be revoked: the count of a dry run. Required without `dry_run`, refused with it."""
+    reason: _builtins.str
+    """Why. At most 500 characters."""
+    on_behalf_of_key_id: _builtins.str
+    """The customer's key that asked for this; see above. It may be among the keys that are revoked."""
+    request_id: _builtins.str
+    """See above; not used by a dry run. A repeat returns the count without the ids."""
+    return_immediately: _builtins.bool
+    """Do not wait until every process has applied the change."""
+    @_builtins.property
+    def filter(self) -> Global___RevokeKeysFilter:
+        """Which of its keys. Required."""
+
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        filter: Global___RevokeKeysFilter | None = ...,
+        dry_run: _builtins.bool = ...,
+        expected_count: _builtins.int | None = ...,
+        reason: _builtins.str = ...,
+        on_behalf_of_key_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        return_immediately: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_count", b"_expected_count", "expected_count", b"expected_count", "filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_count", b"_expected_count", "dry_run", b"dry_run", "expected_count", b"expected_count", "filter", b"filter", "on_behalf_of_key_id", b"on_behalf_of_key_id", "reason", b"reason", "request_id", b"request_id", "return_immediately", b"return_immediately", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_count: _TypeAlias = _typing.Literal["expected_count"]  # noqa: Y015
+    _WhichOneofArgType__expected_count: _TypeAlias = _typing.Literal["_expected_count", b"_expected_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_count) -> _WhichOneofReturnType__expected_count | None: ...
+
+Global___RevokeKeysRequest: _TypeAlias = RevokeKeysRequest  # noqa: Y015
+
+@_typing.final
+class RevokeKeysResponse(_message.Message):
+    """What was revoked or, with `dry_run`, would be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    KEY_IDS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many keys."""
+    revision: _builtins.str
+    """The state of the store that holds it."""
+    @_builtins.property
+    def key_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their ids, in order of creation."""
+
+    @_builtins.property
+    def propagation(self) -> _propagation_pb2.Propagation:
+        """How far the change had reached. Unset with `dry_run`."""
+
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        key_ids: _abc.Iterable[_builtins.str] | None = ...,
+        revision: _builtins.str = ...,
+        propagation: _propagation_pb2.Propagation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "key_ids", b"key_ids", "propagation", b"propagation", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeKeysResponse: _TypeAlias = RevokeKeysResponse  # noqa: Y015
+
+@_typing.final
 class LookupKeyRequest(_message.Message):
     """A key to recognise."""
 

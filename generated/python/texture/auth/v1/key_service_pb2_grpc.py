@@ -88,6 +88,11 @@ class KeyServiceStub:
                 request_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeyRequest.SerializeToString,
                 response_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeyResponse.FromString,
                 _registered_method=True)
+        self.RevokeKeys = channel.unary_unary(
+                '/texture.auth.v1.KeyService/RevokeKeys',
+                request_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeysRequest.SerializeToString,
+                response_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeysResponse.FromString,
+                _registered_method=True)
         self.LookupKey = channel.unary_unary(
                 '/texture.auth.v1.KeyService/LookupKey',
                 request_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.LookupKeyRequest.SerializeToString,
@@ -182,6 +187,17 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RevokeKeys(self, request, context):
+        """Ends all keys that match a filter, in one transaction, and with them the open Connect links that they made. First
+        asked with `dry_run`, which changes nothing and says how many match; then with that count, which must still hold.
+        Keys that are revoked already never match. Errors: INVALID_ARGUMENT, also for an empty filter and for a missing
+        count; NOT_FOUND for the workspace; PERMISSION_DENIED; FAILED_PRECONDITION when another number of keys matches, or
+        more than 1,000.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LookupKey(self, request, context):
         """Says which key this is. Errors: INVALID_ARGUMENT for what is not a customer's key; NOT_FOUND for an unknown id and
         for a wrong secret alike.
@@ -239,6 +255,11 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.RevokeKey,
                     request_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeyRequest.FromString,
                     response_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeyResponse.SerializeToString,
+            ),
+            'RevokeKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeKeys,
+                    request_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeysRequest.FromString,
+                    response_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeysResponse.SerializeToString,
             ),
             'LookupKey': grpc.unary_unary_rpc_method_handler(
                     servicer.LookupKey,
@@ -481,6 +502,33 @@ class KeyService:
             '/texture.auth.v1.KeyService/RevokeKey',
             texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeyRequest.SerializeToString,
             texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/texture.auth.v1.KeyService/RevokeKeys',
+            texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeysRequest.SerializeToString,
+            texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

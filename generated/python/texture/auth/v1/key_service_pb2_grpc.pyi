@@ -78,6 +78,13 @@ class KeyServiceStub:
     """Ends a key for good, and with it the open Connect links that it made; a revoked key stays as it is. Touches no
     other key. Errors: NOT_FOUND; PERMISSION_DENIED.
     """
+    RevokeKeys: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeysRequest, _key_service_pb2.RevokeKeysResponse]
+    """Ends all keys that match a filter, in one transaction, and with them the open Connect links that they made. First
+    asked with `dry_run`, which changes nothing and says how many match; then with that count, which must still hold.
+    Keys that are revoked already never match. Errors: INVALID_ARGUMENT, also for an empty filter and for a missing
+    count; NOT_FOUND for the workspace; PERMISSION_DENIED; FAILED_PRECONDITION when another number of keys matches, or
+    more than 1,000.
+    """
     LookupKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.LookupKeyRequest, _key_service_pb2.LookupKeyResponse]
     """Says which key this is. Errors: INVALID_ARGUMENT for what is not a customer's key; NOT_FOUND for an unknown id and
     for a wrong secret alike.
@@ -134,6 +141,13 @@ class KeyServiceAsyncStub(KeyServiceStub):
     RevokeKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeyRequest, _key_service_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Ends a key for good, and with it the open Connect links that it made; a revoked key stays as it is. Touches no
     other key. Errors: NOT_FOUND; PERMISSION_DENIED.
+    """
+    RevokeKeys: _aio.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeysRequest, _key_service_pb2.RevokeKeysResponse]  # type: ignore[assignment]
+    """Ends all keys that match a filter, in one transaction, and with them the open Connect links that they made. First
+    asked with `dry_run`, which changes nothing and says how many match; then with that count, which must still hold.
+    Keys that are revoked already never match. Errors: INVALID_ARGUMENT, also for an empty filter and for a missing
+    count; NOT_FOUND for the workspace; PERMISSION_DENIED; FAILED_PRECONDITION when another number of keys matches, or
+    more than 1,000.
     """
     LookupKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.LookupKeyRequest, _key_service_pb2.LookupKeyResponse]  # type: ignore[assignment]
     """Says which key this is. Errors: INVALID_ARGUMENT for what is not a customer's key; NOT_FOUND for an unknown id and
@@ -236,6 +250,19 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_key_service_pb2.RevokeKeyResponse, _abc.Awaitable[_key_service_pb2.RevokeKeyResponse]]:
         """Ends a key for good, and with it the open Connect links that it made; a revoked key stays as it is. Touches no
         other key. Errors: NOT_FOUND; PERMISSION_DENIED.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeKeys(
+        self,
+        request: _key_service_pb2.RevokeKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_service_pb2.RevokeKeysResponse, _abc.Awaitable[_key_service_pb2.RevokeKeysResponse]]:
+        """Ends all keys that match a filter, in one transaction, and with them the open Connect links that they made. First
+        asked with `dry_run`, which changes nothing and says how many match; then with that count, which must still hold.
+        Keys that are revoked already never match. Errors: INVALID_ARGUMENT, also for an empty filter and for a missing
+        count; NOT_FOUND for the workspace; PERMISSION_DENIED; FAILED_PRECONDITION when another number of keys matches, or
+        more than 1,000.
         """
 
     @_abc_1.abstractmethod
