@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,14 +17,15 @@ from server.domain.kinds import Role
 from server.domain.lifecycle import Rotation
 from server.domain.peppers import Peppers
 from server.service.base import Call, Clock, Resources
-from server.service.callers import CallerService
+from server.service.callers import CallerFields, CallerService
 from server.settings import PREFIX, Settings
 from server.store import schema
 from server.store.peewee_store import Engine, PeeweeStore
 from server.store.postgres import PostgresEngine
 from server.store.sqlite import SqliteEngine
 from server.wire.limits import Limits
-from server.wire.server import GrpcServer, Tls
+from server.wire.server import GrpcServer
+from server.wire.tls import CertificateFiles, CertificateInvalid, ReloadingCredentials
 
 DEVELOPMENT_CALLER = "dev-operator"
 # Who is named in events for what is done on the database itself.
@@ -110,9 +110,17 @@ def bootstrap(settings: Settings, caller_id: str) -> str:
         _refuse_other_schema(database.engine)
         callers = CallerService(Resources(database.store, load_peppers(settings), system_clock))
         call = Call(caller_id=BOOTSTRAP_CALLER, method=BOOTSTRAP_CALLER)
-        return callers.create_caller(call, caller_id, "", [Role.OPERATOR]).value.secret
+        return callers.create_caller(call, caller_id, CallerFields(roles=[Role.OPERATOR])).value.secret
     finally:
         database.store.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """An address to listen on, in plain text where there are no credentials."""
+
+    address: str
+    credentials: ReloadingCredentials | None
 
 
 class App:
@@ -124,7 +132,8 @@ class App:
         Raises StartRefused, with what to do; StoreUnavailable.
         """
         self._settings = settings
-        self._tls = _tls(settings)
+        self._listeners = _listeners(settings)
+        self.addresses: tuple[str, ...] = ()
         self._database = open_database(settings)
         if settings.development:
             for name in migrate(settings):
@@ -137,8 +146,15 @@ class App:
         self.operator_key_file = self._development_operator() if settings.development else None
 
     def start(self) -> int:
-        """Listen, and return the port. Raises AddressTaken."""
-        return self._server.start(self._settings.listen, self._tls)
+        """Listen and serve, and return the port. Raises AddressTaken.
+
+        `addresses` are from then on what it listens on, with the ports that were taken.
+        """
+        ports = [self._server.listen(listener.address, listener.credentials) for listener in self._listeners]
+        hosts = [listener.address.rpartition(":")[0] for listener in self._listeners]
+        self.addresses = tuple(f"{host}:{port}" for host, port in zip(hosts, ports, strict=True))
+        self._server.start()
+        return ports[0]
 
     def run_until_signalled(self, signals: Signals) -> int:
         """Serve until the first signal, then drain; the second one stops at once. Return the exit code.
@@ -179,7 +195,7 @@ class App:
                 return path
         call = Call(caller_id=BOOTSTRAP_CALLER, method=BOOTSTRAP_CALLER)
         try:
-            key = callers.create_caller(call, DEVELOPMENT_CALLER, "", [Role.OPERATOR]).value.secret
+            key = callers.create_caller(call, DEVELOPMENT_CALLER, CallerFields(roles=[Role.OPERATOR])).value.secret
         except Refusal as refusal:
             if refusal.reason is not ErrorReason.CALLER_EXISTS:
                 raise
@@ -230,32 +246,28 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _tls(settings: Settings) -> Tls | None:
-    """Return the certificate to serve with, None for plain text where that was asked for by name."""
-    if settings.tls_certificate is not None and settings.tls_private_key is not None:
-        try:
-            certificate, key = settings.tls_certificate.read_bytes(), settings.tls_private_key.read_bytes()
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-                settings.tls_certificate, settings.tls_private_key, password=_no_password
-            )
-        except ssl.SSLError as error:
-            why = error.reason or "it is not PEM"
-            raise StartRefused(f"{PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_PRIVATE_KEY: cannot be used: {why}") from None
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            raise StartRefused(f"{PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_PRIVATE_KEY: {why}") from None
-        return Tls(certificate, key)
-    if settings.development or settings.insecure_plaintext:
-        return None
-    raise StartRefused(
-        f"{PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_PRIVATE_KEY are needed: keys must not cross a network in plain text. "
-        "Where something else protects the connection, say so with --insecure-plaintext; to try things out, use "
-        "--development"
-    )
-
-
-def _no_password() -> str:
-    raise ValueError("a private key with a password cannot be used")
+def _listeners(settings: Settings) -> list[Listener]:
+    """Return where to listen, and with which certificate; in plain text only where that was asked for by name."""
+    if settings.tls_certificate is None or settings.tls_private_key is None:
+        if settings.development or settings.insecure_plaintext:
+            return [Listener(settings.listen, None)]
+        raise StartRefused(
+            f"{PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_PRIVATE_KEY are needed: keys must not cross a network in plain "
+            "text. Where something else protects the connection, say so with --insecure-plaintext; to try things out, "
+            "use --development"
+        )
+    files = CertificateFiles(settings.tls_certificate, settings.tls_private_key)
+    demanding = replace(files, client_ca=settings.tls_client_ca)
+    try:
+        if settings.tls_client_listen is None:
+            return [Listener(settings.listen, ReloadingCredentials(demanding))]
+        return [
+            Listener(settings.listen, ReloadingCredentials(files)),
+            Listener(settings.tls_client_listen, ReloadingCredentials(demanding)),
+        ]
+    except CertificateInvalid as error:
+        names = ", ".join(f"{PREFIX}TLS_{name}" for name in ("CERTIFICATE", "PRIVATE_KEY", "CLIENT_CA"))
+        raise StartRefused(f"{names}: {error}") from None
 
 
 def _refuse_other_schema(engine: Engine) -> None:

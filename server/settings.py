@@ -50,8 +50,19 @@ class Settings(BaseSettings):
         description="The peppers, one 'id hexadecimal-secret' a line; the first signs. See also PEPPERS_FILE.",
     )
     peppers_file: Path | None = Field(default=None, description="A file with the peppers.")
-    tls_certificate: Path | None = Field(default=None, description="The certificate chain, PEM.")
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="The certificate chain, PEM. It and the other files of TLS may be replaced while the server runs.",
+    )
     tls_private_key: Path | None = Field(default=None, description="The private key of the certificate, PEM.")
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="The authorities of callers' certificates, PEM. With it LISTEN demands a client certificate, "
+        "unless TLS_CLIENT_LISTEN is set.",
+    )
+    tls_client_listen: str | None = Field(
+        default=None, description="HOST:PORT where client certificates are demanded, so that LISTEN does not."
+    )
     insecure_plaintext: bool = Field(
         default=False, description="Serve without TLS, where something else protects the connection."
     )
@@ -98,9 +109,11 @@ class Settings(BaseSettings):
             raise ValueError("must be sqlite:PATH or postgresql://USER@HOST/NAME")
         return value
 
-    @field_validator("listen")
+    @field_validator("listen", "tls_client_listen")
     @classmethod
-    def _listen_is_an_address(cls, value: str) -> str:
+    def _listen_is_an_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         host, colon, port = value.rpartition(":")
         if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004
             raise ValueError("must be HOST:PORT, with a port from 0 to 65535")
@@ -112,6 +125,10 @@ class Settings(BaseSettings):
             raise ValueError("PEPPERS: set this or PEPPERS_FILE, not both")
         if (self.tls_certificate is None) != (self.tls_private_key is None):
             raise ValueError("TLS_CERTIFICATE: is set if and only if TLS_PRIVATE_KEY is")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("TLS_CLIENT_CA: needs TLS_CERTIFICATE")
+        if self.tls_client_listen is not None and self.tls_client_ca is None:
+            raise ValueError("TLS_CLIENT_LISTEN: needs TLS_CLIENT_CA")
         if self.development:
             if not is_loopback(self.listen):
                 raise ValueError("LISTEN: must be a loopback address in development")

@@ -16,6 +16,8 @@ from server.cli.paging import LIMIT, collect
 
 _ROLES = click.Choice(["authorizer", "watcher", "key-admin", "connect", "devices", "operator"])
 
+_NAMES = "A DNS name or URI in its client certificate; may be repeated."
+
 
 @click.group()
 def callers() -> None:
@@ -30,6 +32,8 @@ def _roles(words: tuple[str, ...]) -> list[Role.ValueType]:
 @click.argument("caller_id")
 @click.option("--role", "roles", type=_ROLES, multiple=True, required=True, help="May be repeated.")
 @click.option("--display-name", default="", help="The id by default.")
+@click.option("--certificate-name", "certificate_names", multiple=True, help=_NAMES)
+@click.option("--without-key", is_flag=True, help="Make no key: its certificate is enough.")
 @click.option("--request-id", default="", help="Makes a retry safe.")
 @ONLY_KEY
 def create(
@@ -37,13 +41,20 @@ def create(
     caller_id: str,
     roles: tuple[str, ...],
     display_name: str,
+    certificate_names: tuple[str, ...],
+    without_key: bool,
     request_id: str,
     only_key: bool,
     as_json: bool,
 ) -> None:
     """Create a caller, and print its key: the only time that it is shown."""
     request = pb.CreateCallerRequest(
-        caller_id=caller_id, display_name=display_name, roles=_roles(roles), request_id=request_id
+        caller_id=caller_id,
+        display_name=display_name,
+        roles=_roles(roles),
+        request_id=request_id,
+        certificate_names=certificate_names,
+        without_key=without_key,
     )
     reply = client.call(CallerServiceStub(client.channel).CreateCaller, request)
     if only_key:
@@ -73,19 +84,33 @@ def list_(client: Client, limit: int, as_json: bool) -> None:
 @click.argument("caller_id")
 @click.option("--display-name")
 @click.option("--role", "roles", type=_ROLES, multiple=True, help="Replaces all; may be repeated.")
+@click.option("--certificate-name", "certificate_names", multiple=True, help=f"Replaces all. {_NAMES}")
+@click.option("--clear-certificate-names", is_flag=True, help="Leave none.")
 @click.option("--request-id", default="", help="Makes a retry safe.")
 def update(
     client: Client,
     caller_id: str,
     display_name: str | None,
     roles: tuple[str, ...],
+    certificate_names: tuple[str, ...],
+    clear_certificate_names: bool,
     request_id: str,
     as_json: bool,
 ) -> None:
-    """Change the name or the roles of a caller."""
-    paths = [*(["display_name"] if display_name is not None else []), *(["roles"] if roles else [])]
+    """Change the given fields of a caller."""
+    given = {
+        "display_name": display_name is not None,
+        "roles": bool(roles),
+        "certificate_names": bool(certificate_names) or clear_certificate_names,
+    }
+    paths = [name for name, is_given in given.items() if is_given]
     request = pb.UpdateCallerRequest(
-        caller=Caller(caller_id=caller_id, display_name=display_name or "", roles=_roles(roles)),
+        caller=Caller(
+            caller_id=caller_id,
+            display_name=display_name or "",
+            roles=_roles(roles),
+            certificate_names=() if clear_certificate_names else certificate_names,
+        ),
         update_mask=FieldMask(paths=paths),
         request_id=request_id,
     )

@@ -50,6 +50,14 @@ class Method(Protocol[Reply_co]):
         """Call it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A client certificate and its private key, PEM files."""
+
+    certificate: Path
+    private_key: Path
+
+
 @dataclass(slots=True)
 class Client:
     """One channel, opened when it is first needed."""
@@ -57,6 +65,7 @@ class Client:
     address: str
     caller_key_file: Path | None
     tls_ca: Path | None
+    identity: Identity | None
     insecure_plaintext: bool
     timeout: float
     _channel: grpc.Channel | None = field(default=None, repr=False)
@@ -65,9 +74,8 @@ class Client:
     def channel(self) -> grpc.Channel:
         """The channel. Plain text only to loopback, or where it was asked for by name."""
         if self._channel is None:
-            if self.tls_ca is not None:
-                credentials = grpc.ssl_channel_credentials(self.tls_ca.read_bytes())
-                self._channel = grpc.secure_channel(self.address, credentials)
+            if self.tls_ca is not None or self.identity is not None:
+                self._channel = grpc.secure_channel(self.address, self._credentials())
             elif self.insecure_plaintext or is_loopback(self.address):
                 # What is meant for this machine must not leave it by a proxy.
                 options = (("grpc.enable_http_proxy", 0),) if is_loopback(self.address) else ()
@@ -79,12 +87,27 @@ class Client:
     def call(self, method: Method[Reply], request: Message) -> Reply:
         """Call an RPC; on an error, explain it on standard error and end with its exit code."""
         try:
-            return method(request, timeout=self.timeout, metadata=(("authorization", f"Bearer {self._caller_key()}"),))
+            return method(request, timeout=self.timeout, metadata=self._metadata())
         except grpc.RpcError as error:
             explain(error)
 
+    def _credentials(self) -> grpc.ChannelCredentials:
+        trusted = None if self.tls_ca is None else self.tls_ca.read_bytes()
+        if self.identity is None:
+            return grpc.ssl_channel_credentials(trusted)
+        return grpc.ssl_channel_credentials(
+            trusted, self.identity.private_key.read_bytes(), self.identity.certificate.read_bytes()
+        )
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        key = self._caller_key()
+        return (("authorization", f"Bearer {key}"),) if key else ()
+
     def _caller_key(self) -> str:
-        """Return the caller's own key: from a file or from the environment, never from the arguments."""
+        """Return the caller's own key: from a file or from the environment, never from the arguments.
+
+        Empty where there is none and a client certificate stands for it.
+        """
         key = os.environ.get("TEXTURE_AUTH_CALLER_KEY", "")
         if self.caller_key_file is not None:
             try:
@@ -92,6 +115,8 @@ class Client:
             except (OSError, UnicodeDecodeError) as error:
                 why = getattr(error, "strerror", "it is not text")
                 fail(f"--caller-key-file: {self.caller_key_file}: {why}", NOT_ADMITTED)
+        if not key.strip() and self.identity is not None:
+            return ""
         if not key.strip():
             fail(
                 "no credential: set TEXTURE_AUTH_CALLER_KEY or TEXTURE_AUTH_CALLER_KEY_FILE to the svc key of a caller",

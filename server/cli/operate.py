@@ -26,6 +26,8 @@ _FLAGS: dict[str, Any] = {
     "peppers_file": click.Path(path_type=Path),
     "tls_certificate": click.Path(path_type=Path),
     "tls_private_key": click.Path(path_type=Path),
+    "tls_client_ca": click.Path(path_type=Path),
+    "tls_client_listen": None,
     "insecure_plaintext": bool,
     "threads": int,
     "queue": int,
@@ -73,7 +75,7 @@ def serve(**flags: Any) -> None:
     signals = app.Signals()
     try:
         running = app.App(settings)
-        port = running.start()
+        running.start()
     except (app.StartRefused, AddressTaken, Refusal) as error:
         fail(str(error), REFUSED)
     except StoreUnavailable as error:
@@ -81,11 +83,12 @@ def serve(**flags: Any) -> None:
             f"the database {settings.database_name} cannot be asked: {error}; 'texture-auth migrate' makes a new one",
             UNAVAILABLE,
         )
-    address = f"{settings.listen.rpartition(':')[0]}:{port}"
+    address, *demanding = running.addresses
     if running.operator_key_file is not None:
         click.echo(_next_steps(address, settings, running.operator_key_file))
     else:
-        click.echo(f"texture-auth is serving on {address}", err=True)
+        also = f" and, for callers with certificates, on {demanding[0]}" if demanding else ""
+        click.echo(f"texture-auth is serving on {address}{also}", err=True)
     code = running.run_until_signalled(signals)
     leave(code)
 

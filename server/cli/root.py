@@ -9,7 +9,7 @@ import click
 
 from server.cli.authorize import authorize
 from server.cli.callers import callers
-from server.cli.client import EXIT_CODES, Client
+from server.cli.client import EXIT_CODES, Client, Identity
 from server.cli.devices import devices
 from server.cli.keys import keys
 from server.cli.links import links
@@ -42,6 +42,20 @@ from server.domain.token import holds_token
     help="Trust this certificate authority (PEM) and no other.",
 )
 @click.option(
+    "--tls-certificate",
+    envvar="TEXTURE_AUTH_CLIENT_CERTIFICATE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    show_envvar=True,
+    help="Present this client certificate (PEM); a caller's key is then not needed.",
+)
+@click.option(
+    "--tls-private-key",
+    envvar="TEXTURE_AUTH_CLIENT_PRIVATE_KEY",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    show_envvar=True,
+    help="The private key of the client certificate (PEM).",
+)
+@click.option(
     "--insecure-plaintext",
     is_flag=True,
     envvar="TEXTURE_AUTH_CLIENT_PLAINTEXT",
@@ -61,6 +75,8 @@ def root(
     address: str,
     caller_key_file: Path | None,
     tls_ca: Path | None,
+    tls_certificate: Path | None,
+    tls_private_key: Path | None,
     insecure_plaintext: bool,
     timeout: float,
 ) -> None:
@@ -74,7 +90,12 @@ def root(
             "a key or token stands in the arguments, where others on this machine can read it: give it on standard "
             "input, and have this one revoked"
         )
-    ctx.obj = Client(address, caller_key_file, tls_ca, insecure_plaintext, timeout)
+    if (tls_certificate is None) != (tls_private_key is None):
+        raise click.UsageError("--tls-certificate and --tls-private-key go together")
+    identity = None
+    if tls_certificate is not None and tls_private_key is not None:
+        identity = Identity(tls_certificate, tls_private_key)
+    ctx.obj = Client(address, caller_key_file, tls_ca, identity, insecure_plaintext, timeout)
 
 
 for command in (serve, migrate, bootstrap, callers, workspaces, keys, links, devices, authorize):

@@ -150,9 +150,14 @@ def _ending_by(generation: Generation, expire_time: datetime | None) -> Generati
 
 
 def rotate_caller(caller: Caller, new: Generation, rotation: Rotation, now: datetime) -> Caller:
-    """Put a new secret of a caller in force. Raises Refusal as `rotate_generations`, and CALLER_IS_REVOKED."""
+    """Put a new secret of a caller in force; one that had none gets its first.
+
+    Raises Refusal as `rotate_generations`, and CALLER_IS_REVOKED.
+    """
     check_caller_not_revoked(caller)
-    generations = rotate_generations(caller.generations, new, rotation, None, now)
+    generations: tuple[Generation, ...] = (new,)
+    if caller.generations:
+        generations = rotate_generations(caller.generations, new, rotation, None, now)
     return replace(caller, generations=generations, update_time=now)
 
 

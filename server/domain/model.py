@@ -129,6 +129,7 @@ class Caller:
     caller_id: str
     display_name: str
     roles: frozenset[Role]
+    certificate_names: frozenset[str] = frozenset()
     key_id: str
     generations: tuple[Generation, ...]
     create_time: datetime

@@ -26,6 +26,8 @@ NETWORKS = 64
 MANUFACTURERS = 64
 REDIRECT_URIS = 50
 BATCH = 1000
+CERTIFICATE_NAMES = 16
+CERTIFICATE_NAME_LENGTH = 255
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 1000
 SHORTEST_LIFETIME = timedelta(minutes=1)
@@ -37,6 +39,8 @@ _SLUG = re.compile(r"[a-z][a-z0-9-]{1,61}[a-z0-9]")
 _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _MANUFACTURER = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _LABEL_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
+_DNS_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9])?)*")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7e]+")
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
 _PRINTABLE_ASCII = re.compile(r"[\x20-\x7e]*")
 
@@ -215,6 +219,20 @@ class Fields:
             else:
                 self.text(f"{field}[{name!r}]", value, maximum=LABEL_VALUE_LENGTH)
         return dict(values)
+
+    def certificate_names(self, field: str, values: Sequence[str]) -> frozenset[str]:
+        """Check names in the certificate of a caller: DNS names in lower case, without wildcards, and URIs."""
+        names = frozenset(values)
+        if len(names) > CERTIFICATE_NAMES:
+            self.fault(field, f"must have at most {CERTIFICATE_NAMES} entries, has {len(names)}")
+        for index, value in enumerate(values):
+            form = _DNS_NAME.fullmatch(value) or _URI.fullmatch(value)
+            if form is None or len(value) > CERTIFICATE_NAME_LENGTH or holds_token(value):
+                self.fault(
+                    f"{field}[{index}]",
+                    f"must be a DNS name in lower case or a URI, of at most {CERTIFICATE_NAME_LENGTH} characters",
+                )
+        return names
 
     def redirect_uris(self, field: str, values: Iterable[str], environment: Environment) -> tuple[str, ...]:
         """Check redirect URIs to register in a workspace of this kind."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from server.domain import lifecycle
 from server.domain.decision import find_generation
-from server.domain.errors import ErrorReason, Refusal
+from server.domain.errors import ErrorReason, Refusal, invalid
 from server.domain.events import EventType, describe
 from server.domain.kinds import Role
 from server.domain.lifecycle import Rotation
@@ -19,7 +19,16 @@ from server.domain.validation import Fields
 from server.service.base import Call, Issued, Listing, Mutation, Resources, repeated
 from server.store.contract import Duplicate, Reader, Writer
 
-UPDATABLE = ("display_name", "roles")
+UPDATABLE = ("display_name", "roles", "certificate_names")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallerFields:
+    """What a caller of this service should be, as it was said. A role that is None was not known."""
+
+    display_name: str = ""
+    roles: Sequence[Role | None] = ()
+    certificate_names: Sequence[str] = ()
 
 
 class CallerService:
@@ -42,12 +51,7 @@ class CallerService:
             generation = find_generation(token, caller.generations, self._resources.peppers, self._resources.clock())
         if caller is None or generation is None:
             raise Refusal(ErrorReason.CALLER_CREDENTIAL_UNKNOWN, "there is no such credential")
-        if caller.revoke_time is not None:
-            raise Refusal(
-                ErrorReason.CALLER_REVOKED,
-                "the caller was revoked",
-                metadata={"caller_id": caller.caller_id},
-            )
+        _check_live(caller)
         if generation.retired(self._resources.clock()):
             raise Refusal(
                 ErrorReason.CALLER_CREDENTIAL_RETIRED,
@@ -56,14 +60,38 @@ class CallerService:
             )
         return caller
 
+    def authenticate_certificate(self, names: Collection[str]) -> Caller:
+        """Return the caller that goes by a name of a verified certificate.
+
+        Raises Refusal: CALLER_CERTIFICATE_UNKNOWN, also where its names are those of several callers; CALLER_REVOKED.
+        """
+        with self._resources.store.read() as reader:
+            callers = reader.callers_of_certificate(names)
+        if not callers:
+            raise Refusal(
+                ErrorReason.CALLER_CERTIFICATE_UNKNOWN,
+                "no caller goes by a name of the client certificate, and there is no 'authorization' metadata",
+            )
+        if len(callers) > 1:
+            raise Refusal(
+                ErrorReason.CALLER_CERTIFICATE_UNKNOWN, "the client certificate has the names of several callers"
+            )
+        _check_live(callers[0])
+        return callers[0]
+
     def create_caller(
-        self, call: Call, caller_id: str, display_name: str, roles: Sequence[Role | None]
+        self, call: Call, caller_id: str, given: CallerFields, *, without_key: bool = False
     ) -> Mutation[Issued[Caller]]:
-        """Create a caller with its key. Raises Refusal: FIELD_INVALID, CALLER_EXISTS, REQUEST_REPEATED."""
+        """Create a caller, with its key unless it is to have none.
+
+        Raises Refusal: FIELD_INVALID, CALLER_EXISTS, CERTIFICATE_NAME_TAKEN, REQUEST_REPEATED.
+        """
         fields = Fields()
         call.check(fields)
         fields.slug("caller_id", caller_id)
-        values = _checked(fields, "", display_name or caller_id, roles, UPDATABLE)
+        values = _checked(fields, "", replace(given, display_name=given.display_name or caller_id), UPDATABLE)
+        if without_key and not given.certificate_names:
+            fields.fault("certificate_names", "must name at least one where the caller has no key")
         fields.refuse_if_invalid()
 
         def work(writer: Writer, now: datetime) -> Issued[Caller]:
@@ -72,11 +100,12 @@ class CallerService:
             caller = Caller(
                 caller_id=caller_id,
                 key_id=key_id,
-                generations=(minted.generation,),
+                generations=() if without_key else (minted.generation,),
                 create_time=now,
                 update_time=now,
                 **values,
             )
+            _free_names(writer, call, caller, now)
             try:
                 writer.add_caller(caller)
             except Duplicate:
@@ -84,7 +113,7 @@ class CallerService:
                     ErrorReason.CALLER_EXISTS, "caller_id: is taken", metadata={"caller_id": caller_id}
                 ) from None
             writer.record([describe(EventType.CALLER_CREATED, call.origin, None, caller, now)])
-            return Issued(caller, minted.text)
+            return Issued(caller, "" if without_key else minted.text)
 
         return self._resources.carry_out(call, work, _id_of_issued, _no_secret_again)
 
@@ -108,19 +137,24 @@ class CallerService:
         self,
         call: Call,
         caller_id: str,
-        display_name: str,
-        roles: Sequence[Role | None],
+        given: CallerFields,
         paths: Sequence[str],
     ) -> Mutation[Caller]:
-        """Change a caller. Raises Refusal: FIELD_INVALID, CALLER_NOT_FOUND, CALLER_IS_REVOKED."""
+        """Change a caller.
+
+        Raises Refusal: FIELD_INVALID, CALLER_NOT_FOUND, CALLER_IS_REVOKED, CERTIFICATE_NAME_TAKEN.
+        """
         fields = Fields()
         known = fields.mask("update_mask", paths, UPDATABLE)
-        values = _checked(fields, "caller.", display_name, roles, known)
+        values = _checked(fields, "caller.", given, known)
         fields.refuse_if_invalid()
 
         def change(before: Caller, _now: datetime) -> Caller:
             lifecycle.check_caller_not_revoked(before)
-            return replace(before, **values)
+            after = replace(before, **values)
+            if not after.generations and not after.certificate_names:
+                raise invalid("caller.certificate_names", "must keep at least one, since the caller has no key")
+            return after
 
         return self._change(call, caller_id, change, EventType.CALLER_UPDATED)
 
@@ -139,7 +173,7 @@ class CallerService:
 
         def work(writer: Writer, now: datetime) -> Issued[Caller]:
             before = _require_caller(writer, caller_id)
-            number = before.generations[-1].number + 1
+            number = before.generations[-1].number + 1 if before.generations else 1
             minted = lifecycle.mint_generation(TokenKind.SERVICE, before.key_id, number, self._resources.peppers, now)
             after = lifecycle.rotate_caller(before, minted.generation, rotation, now)
             writer.replace_caller(after)
@@ -159,6 +193,7 @@ class CallerService:
             if after == before:
                 return before
             after = replace(after, update_time=now)
+            _free_names(writer, call, after, now)
             writer.replace_caller(after)
             writer.record([describe(event_type, call.origin, before, after, now)])
             return after
@@ -178,12 +213,38 @@ def _require_caller(reader: Reader, caller_id: str) -> Caller:
     return caller
 
 
-def _checked(
-    fields: Fields, prefix: str, display_name: str, roles: Sequence[Role | None], paths: Collection[str]
-) -> dict[str, Any]:
+def _check_live(caller: Caller) -> None:
+    if caller.revoke_time is not None:
+        raise Refusal(ErrorReason.CALLER_REVOKED, "the caller was revoked", metadata={"caller_id": caller.caller_id})
+
+
+def _free_names(writer: Writer, call: Call, caller: Caller, now: datetime) -> None:
+    """Take the certificate names of a caller from revoked ones that have them.
+
+    Raises Refusal (CERTIFICATE_NAME_TAKEN) where one that is not revoked has any.
+    """
+    for other in writer.callers_of_certificate(caller.certificate_names):
+        if other.caller_id == caller.caller_id:
+            continue
+        if other.revoke_time is None:
+            taken = min(other.certificate_names & caller.certificate_names)
+            raise Refusal(
+                ErrorReason.CERTIFICATE_NAME_TAKEN,
+                "certificate_names: another caller goes by one of them",
+                metadata={"certificate_name": taken, "caller_id": other.caller_id},
+            )
+        after = replace(other, certificate_names=other.certificate_names - caller.certificate_names, update_time=now)
+        writer.replace_caller(after)
+        writer.record([describe(EventType.CALLER_UPDATED, call.origin, other, after, now)])
+
+
+def _checked(fields: Fields, prefix: str, given: CallerFields, paths: Collection[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    roles = given.roles
     if "display_name" in paths:
-        values["display_name"] = fields.display_name(prefix + "display_name", display_name)
+        values["display_name"] = fields.display_name(prefix + "display_name", given.display_name)
+    if "certificate_names" in paths:
+        values["certificate_names"] = fields.certificate_names(prefix + "certificate_names", given.certificate_names)
     if "roles" in paths:
         if not roles:
             fields.fault(prefix + "roles", "must name at least one")

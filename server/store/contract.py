@@ -138,6 +138,9 @@ class Reader(Protocol):
     def caller_of_key(self, key_id: str) -> Caller | None:
         """Return the caller whose `svc` key has this public id."""
 
+    def callers_of_certificate(self, names: Collection[str]) -> Sequence[Caller]:
+        """Return the callers that go by any of these names of a certificate, each once, in order of their ids."""
+
     def carried_out(self, caller_id: str, method: str, request_id: str) -> CarriedOut | None:
         """Return the request that was carried out under this id, if it is still remembered."""
 
@@ -204,10 +207,16 @@ class Writer(Reader, Protocol):
         """Store the new state of a link that was read in this transaction."""
 
     def add_caller(self, caller: Caller) -> None:
-        """Insert a caller with its generations. Raises Duplicate, for the id of its key too."""
+        """Insert a caller with its generations and certificate names.
+
+        Raises Duplicate, for the id of its key too, and for a certificate name that another caller has.
+        """
 
     def replace_caller(self, caller: Caller) -> None:
-        """Store the new state of a caller that was read in this transaction."""
+        """Store the new state of a caller that was read in this transaction.
+
+        Raises Duplicate for a certificate name that another caller has.
+        """
 
     def record(self, events: Iterable[Event]) -> None:
         """Append to the event log, in order. Their ids are larger than all before."""

@@ -140,6 +140,14 @@ class PeeweeReader:
         """Return the caller with this key."""
         return self._caller(tables.Caller.key_id, key_id)
 
+    def callers_of_certificate(self, names: Collection[str]) -> Sequence[Caller]:
+        """Return the callers that go by these names."""
+        table, named = tables.Caller, tables.CallerCertificateName
+        holders = named.select(named.caller_id).where(named.name.in_(_storable(names)))
+        return self._to_callers(
+            self._rows(table.select().where(table.caller_id.in_(holders)).order_by(table.caller_id))
+        )
+
     def carried_out(self, caller_id: str, method: str, request_id: str) -> CarriedOut | None:
         """Return the request that was carried out under this id."""
         row = self._first(
@@ -242,7 +250,16 @@ class PeeweeReader:
 
     def _to_callers(self, found: list[dict[str, Any]]) -> list[Caller]:
         generations = self._generations(tables.CallerGeneration, [row["key_id"] for row in found])
-        return [rows.to_caller(row, generations[row["key_id"]]) for row in found]
+        names = self._certificate_names([row["caller_id"] for row in found])
+        return [rows.to_caller(row, generations[row["key_id"]], names[row["caller_id"]]) for row in found]
+
+    def _certificate_names(self, caller_ids: list[str]) -> Mapping[str, list[str]]:
+        table = tables.CallerCertificateName
+        by_caller: dict[str, list[str]] = defaultdict(list)
+        if caller_ids:
+            for row in self._rows(table.select().where(table.caller_id.in_(caller_ids))):
+                by_caller[row["caller_id"]].append(row["name"])
+        return by_caller
 
     def _generations(self, table: Any, key_ids: list[str]) -> Mapping[str, list[dict[str, Any]]]:
         """Return the generations of each key, oldest first."""
@@ -368,15 +385,19 @@ class PeeweeWriter(PeeweeReader):
         """Insert a caller."""
         if self.caller(caller.caller_id) is not None or self.caller_of_key(caller.key_id) is not None:
             raise Duplicate
+        self._refuse_taken_names(caller)
         self._touch("caller", caller.key_id)
         self._add(tables.Caller, rows.caller_row(caller))
         self._put_generations(tables.CallerGeneration, {caller.key_id: caller.generations})
+        self._put_certificate_names(caller)
 
     def replace_caller(self, caller: Caller) -> None:
         """Store the new state of a caller."""
+        self._refuse_taken_names(caller)
         self._touch("caller", caller.key_id)
         self._replace(tables.Caller, tables.Caller.caller_id, rows.caller_row(caller))
         self._put_generations(tables.CallerGeneration, {caller.key_id: caller.generations})
+        self._put_certificate_names(caller)
 
     def record(self, events: Iterable[Event]) -> None:
         """Append to the event log."""
@@ -433,6 +454,22 @@ class PeeweeWriter(PeeweeReader):
                 conflict_target=(table.key_id, table.number),
                 preserve=(table.pepper_id, table.digest, table.retire_time),
             ).execute(self._database)
+
+    def _refuse_taken_names(self, caller: Caller) -> None:
+        if any(other.caller_id != caller.caller_id for other in self.callers_of_certificate(caller.certificate_names)):
+            raise Duplicate
+
+    def _put_certificate_names(self, caller: Caller) -> None:
+        """Make a caller's names those that are wanted, and note each that comes or goes."""
+        table = tables.CallerCertificateName
+        stored = set(self._certificate_names([caller.caller_id])[caller.caller_id])
+        for name in sorted(stored ^ caller.certificate_names):
+            self._touch("certificate_name", name)
+        table.delete().where(table.name.in_(sorted(stored - caller.certificate_names))).execute(self._database)
+        self._insert(
+            table,
+            [{"name": name, "caller_id": caller.caller_id} for name in sorted(caller.certificate_names - stored)],
+        )
 
     def _put_labels(self, keys: Sequence[Key]) -> None:
         self._insert(

@@ -187,7 +187,7 @@ def to_connect_link(row: Row) -> ConnectLink:
 
 
 def caller_row(caller: Caller) -> dict[str, Any]:
-    """Return the columns of a caller; its generations are rows of their own."""
+    """Return the columns of a caller; its generations and certificate names are rows of their own."""
     return {
         "caller_id": caller.caller_id,
         "display_name": caller.display_name,
@@ -200,12 +200,13 @@ def caller_row(caller: Caller) -> dict[str, Any]:
     }
 
 
-def to_caller(row: Row, generations: Iterable[Row]) -> Caller:
+def to_caller(row: Row, generations: Iterable[Row], certificate_names: Iterable[str]) -> Caller:
     """Return the caller of a row."""
     return Caller(
         caller_id=row["caller_id"],
         display_name=row["display_name"],
         roles=frozenset(Role(name) for name in row["roles"]),
+        certificate_names=frozenset(certificate_names),
         key_id=row["key_id"],
         generations=tuple(to_generation(generation) for generation in generations),
         create_time=row["create_time"],

@@ -235,6 +235,17 @@ class Caller(Model):
         indexes = ((("create_revision", "caller_id"), False),)
 
 
+class CallerCertificateName(Model):
+    """The names of client certificates by which callers may prove themselves, one a row: a name is one caller's."""
+
+    name = TextField(primary_key=True)
+    caller_id = TextField(index=True)
+
+    class Meta:
+        table_name = "caller_certificate_name"
+        constraints = (foreign_key("caller_certificate_name_of_caller", "caller_id", "caller"),)
+
+
 class CallerGeneration(GenerationColumns):
     """The secrets of callers' keys."""
 
@@ -303,6 +314,7 @@ TABLES = (
     Device,
     Caller,
     CallerGeneration,
+    CallerCertificateName,
     Event,
     Request,
 )

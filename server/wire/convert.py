@@ -271,6 +271,7 @@ def caller(given: Caller) -> caller_pb2.Caller:
         caller_id=given.caller_id,
         display_name=given.display_name,
         roles=sorted(ROLE.to_proto(role) for role in given.roles),
+        certificate_names=sorted(given.certificate_names),
         key_id=given.key_id,
         generations=_generations(given.generations),
         create_time=timestamp(given.create_time),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import grpc
 import structlog
@@ -20,6 +20,7 @@ from server.wire import policy
 from server.wire.errors import CODES, as_refusal, status_of
 from server.wire.limits import MAXIMUM_MESSAGE_BYTES, CountingPool, Pace, aside, seconds_for
 from server.wire.rpc import CURRENT, Rpc
+from server.wire.tls import certificate_names
 
 _BEARER = "bearer "
 _log = structlog.get_logger("texture_auth.access")
@@ -31,7 +32,10 @@ class Authenticator(Protocol):
     """Whoever can tell callers by their credentials."""
 
     def authenticate(self, credential: str) -> Caller:
-        """Return the caller. Raises Refusal."""
+        """Return the caller of a `svc` key. Raises Refusal."""
+
+    def authenticate_certificate(self, names: Collection[str]) -> Caller:
+        """Return the caller that goes by a name of a verified certificate. Raises Refusal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +161,7 @@ class Gate(grpc.ServerInterceptor):
 
     def _admit(self, rpc: Rpc, context: grpc.ServicerContext) -> None:
         """Find out who calls, and make sure that they may. Raises Refusal (CALLER_*)."""
-        caller = self._house.authenticator.authenticate(_credential(context))
+        caller = self._caller(context)
         rpc.caller_id = caller.caller_id
         roles = policy.ROLES.get(rpc.method, frozenset())
         if caller.roles.isdisjoint(roles):
@@ -167,6 +171,20 @@ class Gate(grpc.ServerInterceptor):
                 f"{caller.caller_id} may not call {rpc.method}, which needs one of these roles: {names}",
                 metadata={"caller_id": caller.caller_id, "roles": names},
             )
+
+    def _caller(self, context: grpc.ServicerContext) -> Caller:
+        """Return who calls: by the credential in the metadata or, where there is none, by the client certificate."""
+        authenticator = self._house.authenticator
+        credential = _credential(context)
+        if credential is not None:
+            return authenticator.authenticate(credential)
+        names = certificate_names(cast("Mapping[str, Sequence[bytes]]", context.auth_context()))
+        if names:
+            return authenticator.authenticate_certificate(names)
+        raise Refusal(
+            ErrorReason.CALLER_CREDENTIAL_MISSING,
+            "this call needs 'authorization: Bearer txk_svc_…' metadata, or a client certificate that names a caller",
+        )
 
     def _refused(self, rpc: Rpc, error: Exception, started: float) -> Refusal:
         """Log a failure and return what the caller is told of it."""
@@ -182,11 +200,11 @@ class Gate(grpc.ServerInterceptor):
         return refusal
 
 
-def _credential(context: grpc.ServicerContext) -> str:
+def _credential(context: grpc.ServicerContext) -> str | None:
     for name, value in context.invocation_metadata():
         if name == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
             return value[len(_BEARER) :].strip()
-    raise Refusal(ErrorReason.CALLER_CREDENTIAL_MISSING, "this call needs 'authorization: Bearer txk_svc_…' metadata")
+    return None
 
 
 def _parsed(raw: bytes, deserialize: Callable[[bytes], Any]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -42,6 +41,7 @@ from server.wire.servicers.connect import ConnectServicer
 from server.wire.servicers.devices import DeviceServicer
 from server.wire.servicers.keys import KeyServicer
 from server.wire.servicers.workspaces import WorkspaceServicer
+from server.wire.tls import ReloadingCredentials
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -59,14 +59,6 @@ SERVICES = tuple(
 LAST_ANSWERS_SECONDS = 0.5
 # Threads for what must not wait for calls: health, and refusals of calls that are too many.
 SIDE_THREADS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """A certificate chain and its private key, PEM."""
-
-    certificate_chain: bytes
-    private_key: bytes
 
 
 class AddressTaken(Exception):  # noqa: N818 - it names a state
@@ -115,19 +107,19 @@ class GrpcServer:
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection.enable_server_reflection((*SERVICES, health_name, reflection.SERVICE_NAME), self._server)
 
-    def start(self, address: str, tls: Tls | None) -> int:
-        """Listen, in plain text where `tls` is None, and return the port. Raises AddressTaken."""
+    def listen(self, address: str, credentials: ReloadingCredentials | None) -> int:
+        """Listen on an address, in plain text without credentials, and return the port. Raises AddressTaken."""
         try:
-            if tls is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                credentials = grpc.ssl_server_credentials([(tls.private_key, tls.certificate_chain)])
-                port = self._server.add_secure_port(address, credentials)
+            if credentials is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, credentials.credentials())
         except RuntimeError as error:
             raise AddressTaken(f"cannot listen on {address}") from error
+
+    def start(self) -> None:
+        """Serve on the addresses that are listened on."""
         self._health.start()
         self._server.start()
-        return port
 
     def drain(self, grace_seconds: float) -> Callable[[float], bool]:
         """Refuse new calls and let those in flight finish, for so long at most.

@@ -46,6 +46,8 @@ class Handling:
     replace: Callable[[Writer, Any], None]
     get: Callable[[Reader, Any], Any]
     change_id: Callable[[Any], str]
+    # What else is noted when one is added: what it may have been looked for by, in vain.
+    also_noted: Callable[[Any], set[tuple[str, str]]] = lambda _entity: set()
 
     def __str__(self) -> str:
         return self.kind
@@ -225,6 +227,7 @@ CALLERS = Handling(
             caller_id="full",
             display_name="Konsole ⚡",
             roles=frozenset(Role),
+            certificate_names=frozenset({"device-api.internal", "spiffe://prod.example/device-api"}),
             key_id="FullCallerKey001",
             generations=three_generations(TokenKind.SERVICE, "FullCallerKey001"),
             create_time=BEFORE_1970,
@@ -244,6 +247,7 @@ CALLERS = Handling(
             caller_id=_FIRST_CALLER.caller_id,
             display_name="renamed",
             roles=frozenset({Role.OPERATOR, Role.KEY_ADMIN}),
+            certificate_names=frozenset({"renamed.internal"}),
             key_id=_FIRST_CALLER_KEY_ID,
             generations=_rotated(_FIRST_CALLER.generations[0], TokenKind.SERVICE, _FIRST_CALLER_KEY_ID),
             create_time=EXACT,
@@ -259,6 +263,7 @@ CALLERS = Handling(
     get=lambda reader, caller: reader.caller(caller.caller_id),
     # A caller is looked for by its key, so that is what caches know it by.
     change_id=lambda caller: str(caller.key_id),
+    also_noted=lambda caller: {("certificate_name", name) for name in caller.certificate_names},
 )
 
 _FIRST_DEVICE = make_device(device_id="first")

@@ -109,6 +109,7 @@ GOOD: dict[str, Values] = {
         "create_time": 1,
         "retire_time": None,
     },
+    "caller_certificate_name": {"name": "device-api.internal", "caller_id": "c"},
     "event": {
         "event_id": 1,
         "revision": 1,
@@ -145,6 +146,7 @@ ANOTHER: dict[str, Values] = {
     "device": {"device_id": "d2"},
     "caller": {"caller_id": "c2", "key_id": "ck2"},
     "caller_generation": {"number": 2, "retire_time": 2},
+    "caller_certificate_name": {"name": "other.internal"},
     "event": {"event_id": 2},
     "request": {"request_id": "r2"},
 }
@@ -195,6 +197,7 @@ FOREIGN_KEYS = (
     Bad("connect_link_scoped_key", "connect_link", {"complete_time": 1, "scoped_key_id": "none"}),
     Bad("device_of_workspace", "device", {"workspace_id": "none"}),
     Bad("caller_generation_of_caller", "caller_generation", {"key_id": "none"}),
+    Bad("caller_certificate_name_of_caller", "caller_certificate_name", {"caller_id": "none"}),
 )
 
 # SQLite names the columns of a unique index, not the index.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import grpc
 from texture.auth.v1 import caller_service_pb2 as pb
 from texture.auth.v1 import caller_service_pb2_grpc
+from texture.auth.v1.caller_pb2 import Caller as CallerMessage
 
-from server.domain.kinds import Role
-from server.service.callers import CallerService
+from server.service.callers import CallerFields, CallerService
 from server.wire import convert
 from server.wire.rpc import call_of, note, note_id
 
@@ -23,7 +21,7 @@ class CallerServicer(caller_service_pb2_grpc.CallerServiceServicer):
     def CreateCaller(self, request: pb.CreateCallerRequest, context: grpc.ServicerContext) -> pb.CreateCallerResponse:
         """Create a caller."""
         mutation = self._service.create_caller(
-            call_of(request), request.caller_id, request.display_name, _roles("roles", request.roles)
+            call_of(request), request.caller_id, _fields(request, ""), without_key=request.without_key
         )
         created = mutation.value
         note(subject_caller_id=created.entity.caller_id)
@@ -50,8 +48,7 @@ class CallerServicer(caller_service_pb2_grpc.CallerServiceServicer):
         mutation = self._service.update_caller(
             call_of(request),
             request.caller.caller_id,
-            request.caller.display_name,
-            _roles("caller.roles", request.caller.roles),
+            _fields(request.caller, "caller."),
             request.update_mask.paths,
         )
         return pb.UpdateCallerResponse(
@@ -85,5 +82,10 @@ class CallerServicer(caller_service_pb2_grpc.CallerServiceServicer):
         )
 
 
-def _roles(field: str, numbers: Iterable[int]) -> list[Role | None]:
-    return [convert.ROLE.to_domain(f"{field}[{index}]", number) for index, number in enumerate(numbers)]
+def _fields(message: pb.CreateCallerRequest | CallerMessage, prefix: str) -> CallerFields:
+    """Return what a message says a caller should be. Raises Refusal (FIELD_INVALID)."""
+    return CallerFields(
+        display_name=message.display_name,
+        roles=[convert.ROLE.to_domain(f"{prefix}roles[{index}]", number) for index, number in enumerate(message.roles)],
+        certificate_names=list(message.certificate_names),
+    )

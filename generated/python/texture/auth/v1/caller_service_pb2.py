@@ -28,7 +28,7 @@ from texture.auth.v1 import caller_pb2 as texture_dot_auth_dot_v1_dot_caller__pb
 from texture.auth.v1 import propagation_pb2 as texture_dot_auth_dot_v1_dot_propagation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$texture/auth/v1/caller_service.proto\x12\x0ftexture.auth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1ctexture/auth/v1/caller.proto\x1a!texture/auth/v1/propagation.proto\"x\n\x13\x43reateCallerRequest\x12\x11\n\tcaller_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12$\n\x05roles\x18\x03 \x03(\x0e\x32\x15.texture.auth.v1.Role\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"j\n\x14\x43reateCallerResponse\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.texture.auth.v1.Caller\x12\x17\n\ncaller_key\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\t\"%\n\x10GetCallerRequest\x12\x11\n\tcaller_id\x18\x01 \x01(\t\"<\n\x11GetCallerResponse\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.texture.auth.v1.Caller\";\n\x12ListCallersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListCallersResponse\x12(\n\x07\x63\x61llers\x18\x01 \x03(\x0b\x32\x17.texture.auth.v1.Caller\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9f\x01\n\x13UpdateCallerRequest\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.texture.auth.v1.Caller\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x1a\n\x12return_immediately\x18\x04 \x01(\x08\"\x84\x01\n\x14UpdateCallerResponse\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.texture.auth.v1.Caller\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x31\n\x0bpropagation\x18\x03 \x01(\x0b\x32\x1c.texture.auth.v1.Propagation\"\x96\x01\n\x16RotateCallerKeyRequest\x12\x11\n\tcaller_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x1a\n\x12return_immediately\x18\x05 \x01(\x08\"\xa0\x01\n\x17RotateCallerKeyResponse\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.texture.auth.v1.Caller\x12\x17\n\ncaller_key\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x31\n\x0bpropagation\x18\x04 \x01(\x0b\x32\x1c.texture.auth.v1.Propagation\"h\n\x13RevokeCallerRequest\x12\x11\n\tcaller_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x1a\n\x12return_immediately\x18\x04 \x01(\x08\"\x84\x01\n\x14RevokeCallerResponse\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.texture.auth.v1.Caller\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x31\n\x0bpropagation\x18\x03 \x01(\x0b\x32\x1c.texture.auth.v1.Propagation2\xba\x04\n\rCallerService\x12[\n\x0c\x43reateCaller\x12$.texture.auth.v1.CreateCallerRequest\x1a%.texture.auth.v1.CreateCallerResponse\x12R\n\tGetCaller\x12!.texture.auth.v1.GetCallerRequest\x1a\".texture.auth.v1.GetCallerResponse\x12X\n\x0bListCallers\x12#.texture.auth.v1.ListCallersRequest\x1a$.texture.auth.v1.ListCallersResponse\x12[\n\x0cUpdateCaller\x12$.texture.auth.v1.UpdateCallerRequest\x1a%.texture.auth.v1.UpdateCallerResponse\x12\x64\n\x0fRotateCallerKey\x12\'.texture.auth.v1.RotateCallerKeyRequest\x1a(.texture.auth.v1.RotateCallerKeyResponse\x12[\n\x0cRevokeCaller\x12$.texture.auth.v1.RevokeCallerRequest\x1a%.texture.auth.v1.RevokeCallerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$texture/auth/v1/caller_service.proto\x12\x0ftexture.auth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1ctexture/auth/v1/caller.proto\x1a!texture/auth/v1/propagation.proto\"\xa8\x01\n\x13\x43reateCallerRequest\x12\x11\n\tcaller_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12$\n\x05roles\x18\x03 \x03(\x0e\x32\x15.texture.auth.v1.Role\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x19\n\x11\x63\x65rtificate_names\x18\x05 \x03(\t\x12\x13\n\x0bwithout_key\x18\x06 \x01(\x08\"j\n\x14\x43reateCallerResponse\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.texture.auth.v1.Caller\x12\x17\n\ncaller_key\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\t\"%\n\x10GetCallerRequest\x12\x11\n\tcaller_id\x18\x01 \x01(\t\"<\n\x11GetCallerResponse\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.texture.auth.v1.Caller\";\n\x12ListCallersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListCallersResponse\x12(\n\x07\x63\x61llers\x18\x01 \x03(\x0b\x32\x17.texture.auth.v1.Caller\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9f\x01\n\x13UpdateCallerRequest\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.texture.auth.v1.Caller\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x1a\n\x12return_immediately\x18\x04 \x01(\x08\"\x84\x01\n\x14UpdateCallerResponse\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.texture.auth.v1.Caller\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x31\n\x0bpropagation\x18\x03 \x01(\x0b\x32\x1c.texture.auth.v1.Propagation\"\x96\x01\n\x16RotateCallerKeyRequest\x12\x11\n\tcaller_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x1a\n\x12return_immediately\x18\x05 \x01(\x08\"\xa0\x01\n\x17RotateCallerKeyResponse\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.texture.auth.v1.Caller\x12\x17\n\ncaller_key\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x31\n\x0bpropagation\x18\x04 \x01(\x0b\x32\x1c.texture.auth.v1.Propagation\"h\n\x13RevokeCallerRequest\x12\x11\n\tcaller_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x1a\n\x12return_immediately\x18\x04 \x01(\x08\"\x84\x01\n\x14RevokeCallerResponse\x12\'\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x17.texture.auth.v1.Caller\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x31\n\x0bpropagation\x18\x03 \x01(\x0b\x32\x1c.texture.auth.v1.Propagation2\xba\x04\n\rCallerService\x12[\n\x0c\x43reateCaller\x12$.texture.auth.v1.CreateCallerRequest\x1a%.texture.auth.v1.CreateCallerResponse\x12R\n\tGetCaller\x12!.texture.auth.v1.GetCallerRequest\x1a\".texture.auth.v1.GetCallerResponse\x12X\n\x0bListCallers\x12#.texture.auth.v1.ListCallersRequest\x1a$.texture.auth.v1.ListCallersResponse\x12[\n\x0cUpdateCaller\x12$.texture.auth.v1.UpdateCallerRequest\x1a%.texture.auth.v1.UpdateCallerResponse\x12\x64\n\x0fRotateCallerKey\x12\'.texture.auth.v1.RotateCallerKeyRequest\x1a(.texture.auth.v1.RotateCallerKeyResponse\x12[\n\x0cRevokeCaller\x12$.texture.auth.v1.RevokeCallerRequest\x1a%.texture.auth.v1.RevokeCallerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,30 +39,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATECALLERRESPONSE'].fields_by_name['caller_key']._serialized_options = b'\200\001\001'
   _globals['_ROTATECALLERKEYRESPONSE'].fields_by_name['caller_key']._loaded_options = None
   _globals['_ROTATECALLERKEYRESPONSE'].fields_by_name['caller_key']._serialized_options = b'\200\001\001'
-  _globals['_CREATECALLERREQUEST']._serialized_start=188
-  _globals['_CREATECALLERREQUEST']._serialized_end=308
-  _globals['_CREATECALLERRESPONSE']._serialized_start=310
-  _globals['_CREATECALLERRESPONSE']._serialized_end=416
-  _globals['_GETCALLERREQUEST']._serialized_start=418
-  _globals['_GETCALLERREQUEST']._serialized_end=455
-  _globals['_GETCALLERRESPONSE']._serialized_start=457
-  _globals['_GETCALLERRESPONSE']._serialized_end=517
-  _globals['_LISTCALLERSREQUEST']._serialized_start=519
-  _globals['_LISTCALLERSREQUEST']._serialized_end=578
-  _globals['_LISTCALLERSRESPONSE']._serialized_start=580
-  _globals['_LISTCALLERSRESPONSE']._serialized_end=668
-  _globals['_UPDATECALLERREQUEST']._serialized_start=671
-  _globals['_UPDATECALLERREQUEST']._serialized_end=830
-  _globals['_UPDATECALLERRESPONSE']._serialized_start=833
-  _globals['_UPDATECALLERRESPONSE']._serialized_end=965
-  _globals['_ROTATECALLERKEYREQUEST']._serialized_start=968
-  _globals['_ROTATECALLERKEYREQUEST']._serialized_end=1118
-  _globals['_ROTATECALLERKEYRESPONSE']._serialized_start=1121
-  _globals['_ROTATECALLERKEYRESPONSE']._serialized_end=1281
-  _globals['_REVOKECALLERREQUEST']._serialized_start=1283
-  _globals['_REVOKECALLERREQUEST']._serialized_end=1387
-  _globals['_REVOKECALLERRESPONSE']._serialized_start=1390
-  _globals['_REVOKECALLERRESPONSE']._serialized_end=1522
-  _globals['_CALLERSERVICE']._serialized_start=1525
-  _globals['_CALLERSERVICE']._serialized_end=2095
+  _globals['_CREATECALLERREQUEST']._serialized_start=189
+  _globals['_CREATECALLERREQUEST']._serialized_end=357
+  _globals['_CREATECALLERRESPONSE']._serialized_start=359
+  _globals['_CREATECALLERRESPONSE']._serialized_end=465
+  _globals['_GETCALLERREQUEST']._serialized_start=467
+  _globals['_GETCALLERREQUEST']._serialized_end=504
+  _globals['_GETCALLERRESPONSE']._serialized_start=506
+  _globals['_GETCALLERRESPONSE']._serialized_end=566
+  _globals['_LISTCALLERSREQUEST']._serialized_start=568
+  _globals['_LISTCALLERSREQUEST']._serialized_end=627
+  _globals['_LISTCALLERSRESPONSE']._serialized_start=629
+  _globals['_LISTCALLERSRESPONSE']._serialized_end=717
+  _globals['_UPDATECALLERREQUEST']._serialized_start=720
+  _globals['_UPDATECALLERREQUEST']._serialized_end=879
+  _globals['_UPDATECALLERRESPONSE']._serialized_start=882
+  _globals['_UPDATECALLERRESPONSE']._serialized_end=1014
+  _globals['_ROTATECALLERKEYREQUEST']._serialized_start=1017
+  _globals['_ROTATECALLERKEYREQUEST']._serialized_end=1167
+  _globals['_ROTATECALLERKEYRESPONSE']._serialized_start=1170
+  _globals['_ROTATECALLERKEYRESPONSE']._serialized_end=1330
+  _globals['_REVOKECALLERREQUEST']._serialized_start=1332
+  _globals['_REVOKECALLERREQUEST']._serialized_end=1436
+  _globals['_REVOKECALLERRESPONSE']._serialized_start=1439
+  _globals['_REVOKECALLERRESPONSE']._serialized_end=1571
+  _globals['_CALLERSERVICE']._serialized_start=1574
+  _globals['_CALLERSERVICE']._serialized_end=2144
 # @@protoc_insertion_point(module_scope)

@@ -32,15 +32,23 @@ class CreateCallerRequest(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_NAMES_FIELD_NUMBER: _builtins.int
+    WITHOUT_KEY_FIELD_NUMBER: _builtins.int
     caller_id: _builtins.str
     """As at Caller. Required."""
     display_name: _builtins.str
     """1 to 120 characters. Empty means the id."""
     request_id: _builtins.str
     """Makes the call safe to retry for 24 hours: a repeat is ALREADY_EXISTS and names the caller."""
+    without_key: _builtins.bool
+    """Make no key: the caller proves itself by its certificate alone. Needs `certificate_names`."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_caller_pb2.Role.ValueType]:
         """At least one."""
+
+    @_builtins.property
+    def certificate_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As at Caller."""
 
     def __init__(
         self,
@@ -49,10 +57,12 @@ class CreateCallerRequest(_message.Message):
         display_name: _builtins.str = ...,
         roles: _abc.Iterable[_caller_pb2.Role.ValueType] | None = ...,
         request_id: _builtins.str = ...,
+        certificate_names: _abc.Iterable[_builtins.str] | None = ...,
+        without_key: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_id", b"caller_id", "display_name", b"display_name", "request_id", b"request_id", "roles", b"roles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_id", b"caller_id", "certificate_names", b"certificate_names", "display_name", b"display_name", "request_id", b"request_id", "roles", b"roles", "without_key", b"without_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -68,7 +78,7 @@ class CreateCallerResponse(_message.Message):
     CALLER_KEY_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     caller_key: _builtins.str
-    """Its key in full: `txk_svc_…`. Shown once and not kept."""
+    """Its key in full: `txk_svc_…`. Shown once and not kept. Empty when it was made `without_key`."""
     revision: _builtins.str
     """The state of the store that holds it."""
     @_builtins.property
@@ -210,7 +220,9 @@ class UpdateCallerRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which of `display_name` and `roles` to set. Required. Anything else is INVALID_ARGUMENT."""
+        """Which of `display_name`, `roles` and `certificate_names` to set. Required. Anything else is INVALID_ARGUMENT. A
+        caller without a key keeps at least one certificate name.
+        """
 
     def __init__(
         self,

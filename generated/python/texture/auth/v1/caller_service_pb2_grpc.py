@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class CallerServiceStub:
-    """The internal services that may call this one, their `svc` keys and their roles. A caller presents its key as
-    `authorization: Bearer txk_svc_…` metadata.
+    """The internal services that may call this one, and their roles. A caller presents its `svc` key as
+    `authorization: Bearer txk_svc_…` metadata or, without that metadata, a client certificate with one of its
+    `certificate_names`. Metadata wins over a certificate.
 
     Role: `operator`.
     """
@@ -71,15 +72,16 @@ class CallerServiceStub:
 
 
 class CallerServiceServicer:
-    """The internal services that may call this one, their `svc` keys and their roles. A caller presents its key as
-    `authorization: Bearer txk_svc_…` metadata.
+    """The internal services that may call this one, and their roles. A caller presents its `svc` key as
+    `authorization: Bearer txk_svc_…` metadata or, without that metadata, a client certificate with one of its
+    `certificate_names`. Metadata wins over a certificate.
 
     Role: `operator`.
     """
 
     def CreateCaller(self, request, context):
         """Creates a caller. Its key is in this answer and never again. Errors: INVALID_ARGUMENT; ALREADY_EXISTS when the
-        id is taken, or for a repeat.
+        id or a certificate name is taken, or for a repeat. A name that only a revoked caller has is free.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,14 +102,16 @@ class CallerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCaller(self, request, context):
-        """Changes the named fields of a caller. Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION for a revoked one.
+        """Changes the named fields of a caller. Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION for a revoked one;
+        ALREADY_EXISTS when a certificate name is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateCallerKey(self, request, context):
-        """Gives a caller a new secret; the old one works until the overlap ends. Errors as for KeyService.RotateKey.
+        """Gives a caller a new secret; the old one works until the overlap ends. A caller without a key gets its first.
+        Errors as for KeyService.RotateKey.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,8 +166,9 @@ def add_CallerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CallerService:
-    """The internal services that may call this one, their `svc` keys and their roles. A caller presents its key as
-    `authorization: Bearer txk_svc_…` metadata.
+    """The internal services that may call this one, and their roles. A caller presents its `svc` key as
+    `authorization: Bearer txk_svc_…` metadata or, without that metadata, a client certificate with one of its
+    `certificate_names`. Metadata wins over a certificate.
 
     Role: `operator`.
     """

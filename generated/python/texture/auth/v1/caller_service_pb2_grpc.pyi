@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CallerServiceStub:
-    """The internal services that may call this one, their `svc` keys and their roles. A caller presents its key as
-    `authorization: Bearer txk_svc_…` metadata.
+    """The internal services that may call this one, and their roles. A caller presents its `svc` key as
+    `authorization: Bearer txk_svc_…` metadata or, without that metadata, a client certificate with one of its
+    `certificate_names`. Metadata wins over a certificate.
 
     Role: `operator`.
     """
@@ -39,23 +40,28 @@ class CallerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> CallerServiceAsyncStub: ...
     CreateCaller: _grpc.UnaryUnaryMultiCallable[_caller_service_pb2.CreateCallerRequest, _caller_service_pb2.CreateCallerResponse]
     """Creates a caller. Its key is in this answer and never again. Errors: INVALID_ARGUMENT; ALREADY_EXISTS when the
-    id is taken, or for a repeat.
+    id or a certificate name is taken, or for a repeat. A name that only a revoked caller has is free.
     """
     GetCaller: _grpc.UnaryUnaryMultiCallable[_caller_service_pb2.GetCallerRequest, _caller_service_pb2.GetCallerResponse]
     """Returns a caller. Errors: NOT_FOUND."""
     ListCallers: _grpc.UnaryUnaryMultiCallable[_caller_service_pb2.ListCallersRequest, _caller_service_pb2.ListCallersResponse]
     """Lists callers in order of creation."""
     UpdateCaller: _grpc.UnaryUnaryMultiCallable[_caller_service_pb2.UpdateCallerRequest, _caller_service_pb2.UpdateCallerResponse]
-    """Changes the named fields of a caller. Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION for a revoked one."""
+    """Changes the named fields of a caller. Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION for a revoked one;
+    ALREADY_EXISTS when a certificate name is taken.
+    """
     RotateCallerKey: _grpc.UnaryUnaryMultiCallable[_caller_service_pb2.RotateCallerKeyRequest, _caller_service_pb2.RotateCallerKeyResponse]
-    """Gives a caller a new secret; the old one works until the overlap ends. Errors as for KeyService.RotateKey."""
+    """Gives a caller a new secret; the old one works until the overlap ends. A caller without a key gets its first.
+    Errors as for KeyService.RotateKey.
+    """
     RevokeCaller: _grpc.UnaryUnaryMultiCallable[_caller_service_pb2.RevokeCallerRequest, _caller_service_pb2.RevokeCallerResponse]
     """Ends a caller for good; a revoked caller stays as it is. Errors: NOT_FOUND."""
 
 @_typing.type_check_only
 class CallerServiceAsyncStub(CallerServiceStub):
-    """The internal services that may call this one, their `svc` keys and their roles. A caller presents its key as
-    `authorization: Bearer txk_svc_…` metadata.
+    """The internal services that may call this one, and their roles. A caller presents its `svc` key as
+    `authorization: Bearer txk_svc_…` metadata or, without that metadata, a client certificate with one of its
+    `certificate_names`. Metadata wins over a certificate.
 
     Role: `operator`.
     """
@@ -63,22 +69,27 @@ class CallerServiceAsyncStub(CallerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateCaller: _aio.UnaryUnaryMultiCallable[_caller_service_pb2.CreateCallerRequest, _caller_service_pb2.CreateCallerResponse]  # type: ignore[assignment]
     """Creates a caller. Its key is in this answer and never again. Errors: INVALID_ARGUMENT; ALREADY_EXISTS when the
-    id is taken, or for a repeat.
+    id or a certificate name is taken, or for a repeat. A name that only a revoked caller has is free.
     """
     GetCaller: _aio.UnaryUnaryMultiCallable[_caller_service_pb2.GetCallerRequest, _caller_service_pb2.GetCallerResponse]  # type: ignore[assignment]
     """Returns a caller. Errors: NOT_FOUND."""
     ListCallers: _aio.UnaryUnaryMultiCallable[_caller_service_pb2.ListCallersRequest, _caller_service_pb2.ListCallersResponse]  # type: ignore[assignment]
     """Lists callers in order of creation."""
     UpdateCaller: _aio.UnaryUnaryMultiCallable[_caller_service_pb2.UpdateCallerRequest, _caller_service_pb2.UpdateCallerResponse]  # type: ignore[assignment]
-    """Changes the named fields of a caller. Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION for a revoked one."""
+    """Changes the named fields of a caller. Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION for a revoked one;
+    ALREADY_EXISTS when a certificate name is taken.
+    """
     RotateCallerKey: _aio.UnaryUnaryMultiCallable[_caller_service_pb2.RotateCallerKeyRequest, _caller_service_pb2.RotateCallerKeyResponse]  # type: ignore[assignment]
-    """Gives a caller a new secret; the old one works until the overlap ends. Errors as for KeyService.RotateKey."""
+    """Gives a caller a new secret; the old one works until the overlap ends. A caller without a key gets its first.
+    Errors as for KeyService.RotateKey.
+    """
     RevokeCaller: _aio.UnaryUnaryMultiCallable[_caller_service_pb2.RevokeCallerRequest, _caller_service_pb2.RevokeCallerResponse]  # type: ignore[assignment]
     """Ends a caller for good; a revoked caller stays as it is. Errors: NOT_FOUND."""
 
 class CallerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The internal services that may call this one, their `svc` keys and their roles. A caller presents its key as
-    `authorization: Bearer txk_svc_…` metadata.
+    """The internal services that may call this one, and their roles. A caller presents its `svc` key as
+    `authorization: Bearer txk_svc_…` metadata or, without that metadata, a client certificate with one of its
+    `certificate_names`. Metadata wins over a certificate.
 
     Role: `operator`.
     """
@@ -90,7 +101,7 @@ class CallerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_caller_service_pb2.CreateCallerResponse, _abc.Awaitable[_caller_service_pb2.CreateCallerResponse]]:
         """Creates a caller. Its key is in this answer and never again. Errors: INVALID_ARGUMENT; ALREADY_EXISTS when the
-        id is taken, or for a repeat.
+        id or a certificate name is taken, or for a repeat. A name that only a revoked caller has is free.
         """
 
     @_abc_1.abstractmethod
@@ -115,7 +126,9 @@ class CallerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _caller_service_pb2.UpdateCallerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_caller_service_pb2.UpdateCallerResponse, _abc.Awaitable[_caller_service_pb2.UpdateCallerResponse]]:
-        """Changes the named fields of a caller. Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION for a revoked one."""
+        """Changes the named fields of a caller. Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION for a revoked one;
+        ALREADY_EXISTS when a certificate name is taken.
+        """
 
     @_abc_1.abstractmethod
     def RotateCallerKey(
@@ -123,7 +136,9 @@ class CallerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _caller_service_pb2.RotateCallerKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_caller_service_pb2.RotateCallerKeyResponse, _abc.Awaitable[_caller_service_pb2.RotateCallerKeyResponse]]:
-        """Gives a caller a new secret; the old one works until the overlap ends. Errors as for KeyService.RotateKey."""
+        """Gives a caller a new secret; the old one works until the overlap ends. A caller without a key gets its first.
+        Errors as for KeyService.RotateKey.
+        """
 
     @_abc_1.abstractmethod
     def RevokeCaller(
