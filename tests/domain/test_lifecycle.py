@@ -368,6 +368,7 @@ def test_a_callers_secret_is_rotated_like_a_keys() -> None:
 def test_a_callers_rotation_is_refused_while_an_overlap_runs() -> None:
     new = make_generation(TokenKind.SERVICE, CALLER_KEY_ID, 2, create_time=NOW)
     caller = rotate_caller(make_caller(), new, Rotation(DAY), NOW)
+    assert rotate_caller(make_caller(generations=()), new, Rotation(DAY), NOW).generations == (new,)
     refusal = refused(lambda: rotate_caller(caller, new, Rotation(), LATER))
     assert refusal.reason is ErrorReason.ROTATION_IN_PROGRESS
 

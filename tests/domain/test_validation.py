@@ -222,6 +222,48 @@ def test_a_list_of_manufacturers_names_known_ones_only() -> None:
     assert faults(lambda fields: fields.manufacturers("makers", [])) == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "device-api",
+        "device-api.prod.internal",
+        "_grpc.internal",
+        "a" * 255,
+        "spiffe://prod.example/ns/devices/sa/device-api",
+        "urn:example:device-api",
+    ],
+)
+def test_a_certificate_name_is_a_dns_name_or_a_uri(name: str) -> None:
+    assert Fields().certificate_names("names", [name, name]) == frozenset({name})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "Device-API.internal",
+        "*.internal",
+        "-a.internal",
+        "a-.internal",
+        "a..internal",
+        "a.internal.",
+        "device api",
+        "spiffe://prod.example/ä",
+        "spiffe:",
+        "a" * 256,
+        "urn:" + make_token(TokenKind.SERVICE, "CallerKey0000001"),
+    ],
+)
+def test_any_other_certificate_name_is_refused(name: str) -> None:
+    assert faults(lambda fields: fields.certificate_names("names", ["good.internal", name])) == ["names[1]"]
+
+
+def test_a_caller_has_at_most_sixteen_certificate_names() -> None:
+    names = [f"name-{number}.internal" for number in range(17)]
+    assert faults(lambda fields: fields.certificate_names("names", names[:16])) == []
+    assert faults(lambda fields: fields.certificate_names("names", names)) == ["names"]
+
+
 # --- Counts -------------------------------------------------------------------------------------------------------
 
 

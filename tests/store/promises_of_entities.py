@@ -292,3 +292,36 @@ class EntityPromises:
             writer.remember(make_request("another", time=NOW + timedelta(days=2)), NOW + timedelta(days=1))
         with store.read() as reader:
             assert reader.carried_out("dashboard", "CreateKey", "request-1") == make_request()
+
+    def test_callers_are_found_by_the_names_of_a_certificate_each_once(self, store: Store) -> None:
+        first = make_caller(certificate_names=frozenset({"a.internal", "spiffe://prod/a"}))
+        second = make_caller(
+            caller_id="another", key_id="AnotherCaller001", generations=(), certificate_names=frozenset({"b.internal"})
+        )
+        with store.write() as writer:
+            writer.add_caller(first)
+            writer.add_caller(second)
+            assert list(writer.callers_of_certificate(["b.internal"])) == [second]
+        with store.read() as reader:
+            assert list(reader.callers_of_certificate(["spiffe://prod/a", "a.internal", "c.internal"])) == [first]
+            assert list(reader.callers_of_certificate(["b.internal", "a.internal"])) == [second, first]
+            assert list(reader.callers_of_certificate(["A.internal", "\0", ""])) == []
+            assert list(reader.callers_of_certificate([])) == []
+
+    def test_a_certificate_name_is_one_callers_until_that_one_lets_it_go(self, store: Store, engine: Engine) -> None:
+        first = make_caller(certificate_names=frozenset({"a.internal", "b.internal"}))
+        second = make_caller(caller_id="another", key_id="AnotherCaller001", generations=())
+        taking = replace(second, certificate_names=frozenset({"b.internal"}))
+        with store.write() as writer:
+            writer.add_caller(first)
+            with pytest.raises(Duplicate):
+                writer.add_caller(taking)
+            writer.add_caller(second)
+            with pytest.raises(Duplicate):
+                writer.replace_caller(taking)
+        with store.write() as writer:
+            writer.replace_caller(replace(first, certificate_names=frozenset({"a.internal", "c.internal"})))
+            writer.replace_caller(taking)
+            assert list(writer.callers_of_certificate(["b.internal"])) == [taking]
+        changed = {entity_id for _, kind, entity_id in changes_of(engine, writer.revision.number) if kind != "caller"}
+        assert changed == {"b.internal", "c.internal"}

@@ -328,3 +328,50 @@ def test_every_change_of_a_caller_is_an_event_and_none_holds_a_secret(service: S
     for digest in digests:
         assert digest.hex() not in told
     assert "digest" not in told
+
+
+def test_a_caller_shows_the_names_of_its_certificates_in_order(service: Service) -> None:
+    names = ["spiffe://prod.example/device-api", "device-api.internal"]
+    made = create(service.operator, certificate_names=names)
+    assert list(made.caller.certificate_names) == sorted(names)
+    assert made.caller_key
+    assert get(service.operator) == made.caller
+    assert list(update(service.operator, "certificate_names").caller.certificate_names) == []
+
+
+def test_a_certificate_name_that_is_none_is_refused_by_its_place(service: Service) -> None:
+    found = refused(create, service.operator, certificate_names=["good.internal", "*.internal"])
+    assert (found.code, list(found.violations)) == (INVALID_ARGUMENT, ["certificate_names[1]"])
+
+
+def test_a_certificate_name_that_another_caller_has_is_refused_and_named(service: Service) -> None:
+    create(service.operator, certificate_names=["a.internal"])
+    create(service.operator, "another-one")
+    for found in (
+        refused(create, service.operator, "a-third-one", certificate_names=["b.internal", "a.internal"]),
+        refused(
+            update, service.operator, "certificate_names", caller_id="another-one", certificate_names=["a.internal"]
+        ),
+    ):
+        assert (found.code, found.reason) == (ALREADY_EXISTS, "CERTIFICATE_NAME_TAKEN")
+        assert found.metadata == {"certificate_name": "a.internal", "caller_id": "device-api"}
+    assert refused(get, service.operator, "a-third-one").code is NOT_FOUND
+
+
+def test_a_caller_without_a_key_needs_a_certificate_name_and_keeps_one(service: Service) -> None:
+    found = refused(create, service.operator, without_key=True)
+    assert (found.code, list(found.violations)) == (INVALID_ARGUMENT, ["certificate_names"])
+
+    made = create(service.operator, without_key=True, certificate_names=["a.internal"])
+
+    assert (made.caller_key, list(made.caller.generations)) == ("", [])
+    found = refused(update, service.operator, "certificate_names")
+    assert (found.code, list(found.violations)) == (INVALID_ARGUMENT, ["caller.certificate_names"])
+
+
+def test_a_caller_without_a_key_is_given_its_first_by_a_rotation(service: Service) -> None:
+    create(service.operator, without_key=True, certificate_names=["a.internal"])
+    rotated = rotate(service.operator)
+    assert [generation.generation for generation in rotated.caller.generations] == [1]
+    list_workspaces(service.client(rotated.caller_key))
+    update(service.operator, "certificate_names")
