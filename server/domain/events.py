@@ -38,6 +38,7 @@ class EventType(Enum):
     CALLER_UPDATED = "caller.updated"
     CALLER_ROTATED = "caller.rotated"
     CALLER_REVOKED = "caller.revoked"
+    END_USER_ERASED = "end_user.erased"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
+from server.domain.end_users import EndUser
 from server.domain.events import Event
 from server.domain.kinds import KeyKind
 from server.domain.model import Caller, ConnectLink, Device, Key, KeyState, Workspace
@@ -108,6 +109,15 @@ class CarriedOut:
     time: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Belongings:
+    """How many of each thing an end user had."""
+
+    devices: int
+    keys: int
+    connect_links: int
+
+
 class Reader(Protocol):
     """One consistent snapshot. Usable inside its `with` block, by the thread that opened it.
 
@@ -164,17 +174,21 @@ class Reader(Protocol):
     def list_key_events(self, key_id: str, after: Cursor | None, limit: int) -> Page[Event]:
         """List the events whose subject is this key, oldest first."""
 
+    def list_end_user_events(self, end_user: EndUser, after: Cursor | None, limit: int) -> Page[Event]:
+        """List the events that hold this end user, before the change or after it, oldest first."""
+
 
 class Writer(Reader, Protocol):
     """A transaction that holds the store's one write lock, and sees its own changes.
 
     Transactions follow one another: what a writer has read stays true until it commits. Each method that changes
-    something also notes it in the change log, so nothing can be changed without a trace.
+    something also notes it in the change log, so nothing can be changed without a trace. Only `prune_events` does not:
+    no decision depends on what it deletes.
     """
 
     @property
     def revision(self) -> Revision:
-        """The revision this transaction commits as; once it has ended without a change, the one it began from."""
+        """The revision this transaction commits as; once it has ended without a change to the facts, where it began."""
 
     def add_workspace(self, workspace: Workspace) -> None:
         """Insert. Raises Duplicate."""
@@ -206,6 +220,12 @@ class Writer(Reader, Protocol):
     def replace_connect_link(self, link: ConnectLink) -> None:
         """Store the new state of a link that was read in this transaction."""
 
+    def remove_end_user(self, end_user: EndUser) -> Belongings:
+        """Delete the devices, the Connect links, however they ended, and the scoped keys of an end user.
+
+        Keys go with their generations and labels. Events are left as they are. Return how many of each there were.
+        """
+
     def add_caller(self, caller: Caller) -> None:
         """Insert a caller with its generations and certificate names.
 
@@ -219,7 +239,19 @@ class Writer(Reader, Protocol):
         """
 
     def record(self, events: Iterable[Event]) -> None:
-        """Append to the event log, in order. Their ids are larger than all before."""
+        """Append to the event log, in order. Their ids are larger than all before, pruned ones included."""
+
+    def replace_events(self, events: Iterable[Event]) -> None:
+        """Store what events that were read in this transaction are to hold before and after the change.
+
+        From then on they are found by the end users that they hold now. Nothing else of an event changes.
+        """
+
+    def prune_events(self, before: datetime, limit: int) -> int:
+        """Delete events of before an instant, oldest first, so many at most; return how many.
+
+        The newest event of the log stays, whatever its age: ids go on from there.
+        """
 
     def remember(self, request: CarriedOut, forget_before: datetime) -> None:
         """Remember a request id, and forget those carried out before an instant."""
@@ -235,8 +267,9 @@ class Store(Protocol):
         """Take the write lock and open a transaction.
 
         It commits when the block ends, durably before `with` returns; an exception in the block rolls it back and
-        passes on. A transaction that changed nothing leaves no trace, not even a revision. Raises StoreUnavailable,
-        after some seconds where another writer keeps the lock, and instead of a commit after the call's deadline.
+        passes on. A transaction that changed nothing leaves no trace, not even a revision; one that did nothing but
+        prune moves no revision either. Raises StoreUnavailable, after some seconds where another writer keeps the lock,
+        and instead of a commit after the call's deadline.
         """
 
     def ping(self) -> None:

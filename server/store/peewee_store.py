@@ -13,12 +13,15 @@ from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 import peewee
+from peewee import fn
 
+from server.domain.end_users import EndUser, end_users_of
 from server.domain.events import Event
 from server.domain.model import Caller, ConnectLink, Device, Generation, Key, KeyState, Workspace
 from server.domain.revision import Revision
 from server.store import rows, tables
 from server.store.contract import (
+    Belongings,
     CarriedOut,
     Cursor,
     DeviceFilter,
@@ -213,6 +216,12 @@ class PeeweeReader:
         query = table.select().where((table.subject_kind == "key") & (table.subject_id == key_id))
         return self._page(query, (table.event_id, table.subject_id), after, limit, _each(rows.to_event))
 
+    def list_end_user_events(self, end_user: EndUser, after: Cursor | None, limit: int) -> Page[Event]:
+        """List the events that hold an end user."""
+        table, index = tables.Event, tables.EventEndUser
+        query = table.select().where(table.event_id.in_(index.select(index.event_id).where(_of(index, end_user))))
+        return self._page(query, (table.event_id, table.subject_id), after, limit, _each(rows.to_event))
+
     def _rows(self, query: Any) -> list[dict[str, Any]]:
         return list(query.dicts().execute(self._database))
 
@@ -286,6 +295,7 @@ class PeeweeWriter(PeeweeReader):
         self._after = Revision(self._before.epoch, self._before.number + 1, secrets.randbits(63))
         self._touched: dict[tuple[str, str], None] = {}
         self._recorded = False
+        self._pruned = False
         self._ended_unchanged = False
 
     @property
@@ -294,12 +304,12 @@ class PeeweeWriter(PeeweeReader):
         return self._before if self._ended_unchanged else self._after
 
     def finish(self) -> bool:
-        """Move the head on and write the change log, unless nothing was changed. Tell whether there is any change."""
+        """Move the head on and write the change log, unless no fact was changed. Tell whether to commit."""
         if self._recorded and not self._touched:
             self._touch("event", str(self._after.number))
         if not self._touched:
             self._ended_unchanged = True
-            return False
+            return self._pruned
         after = self._after
         tables.Revision.update(number=after.number, nonce=after.nonce).execute(self._database)
         self._insert(
@@ -381,6 +391,17 @@ class PeeweeWriter(PeeweeReader):
         self._touch("connect_link", link.connect_link_id)
         self._replace(tables.ConnectLink, tables.ConnectLink.connect_link_id, rows.connect_link_row(link))
 
+    def remove_end_user(self, end_user: EndUser) -> Belongings:
+        """Delete what an end user has."""
+        # In this order: a link refers to the key that it was completed with.
+        links = self._remove_of("connect_link", tables.ConnectLink, tables.ConnectLink.connect_link_id, end_user)
+        theirs = tables.Key.select(tables.Key.key_id).where(_of(tables.Key, end_user))
+        for part in (tables.KeyGeneration, tables.KeyLabel):
+            part.delete().where(part.key_id.in_(theirs)).execute(self._database)
+        keys = self._remove_of("key", tables.Key, tables.Key.key_id, end_user)
+        devices = self._remove_of("device", tables.Device, tables.Device.device_id, end_user)
+        return Belongings(devices=devices, keys=keys, connect_links=links)
+
     def add_caller(self, caller: Caller) -> None:
         """Insert a caller."""
         if self.caller(caller.caller_id) is not None or self.caller_of_key(caller.key_id) is not None:
@@ -401,9 +422,40 @@ class PeeweeWriter(PeeweeReader):
 
     def record(self, events: Iterable[Event]) -> None:
         """Append to the event log."""
-        new = [rows.event_row(event) | {"revision": self._after.number} for event in events]
-        self._insert(tables.Event, new)
-        self._recorded = self._recorded or bool(new)
+        table = tables.Event
+        recorded = list(events)
+        ids: list[int] = []
+        for some in _portions([rows.event_row(event) | {"revision": self._after.number} for event in recorded]):
+            ids += sorted(row["event_id"] for row in self._rows(table.insert_many(some).returning(table.event_id)))
+        self._index(zip(ids, recorded, strict=True))
+        self._recorded = self._recorded or bool(recorded)
+
+    def replace_events(self, events: Iterable[Event]) -> None:
+        """Store what events hold now."""
+        table, index = tables.Event, tables.EventEndUser
+        for event in events:
+            self._replace(table, table.event_id, rows.event_sides_row(event))
+            index.delete().where(index.event_id == event.event_id).execute(self._database)
+            self._index([(event.event_id, event)])
+            self._recorded = True
+
+    def prune_events(self, before: datetime, limit: int) -> int:
+        """Delete old events."""
+        table, index = tables.Event, tables.EventEndUser
+        # SQLite gives the id of the last row again, once that row is gone.
+        newest = table.alias()
+        old = (
+            table.select(table.event_id)
+            .where((table.event_time < before) & (table.event_id < newest.select(fn.MAX(newest.event_id))))
+            .order_by(table.event_time, table.event_id)
+            .limit(limit)
+        )
+        ids = [row["event_id"] for row in self._rows(old)]
+        for some in _portions(ids):
+            index.delete().where(index.event_id.in_(some)).execute(self._database)
+            table.delete().where(table.event_id.in_(some)).execute(self._database)
+        self._pruned = self._pruned or bool(ids)
+        return len(ids)
 
     def remember(self, request: CarriedOut, forget_before: datetime) -> None:
         """Remember a request id."""
@@ -422,6 +474,25 @@ class PeeweeWriter(PeeweeReader):
             ],
         )
         self._touch("request", request.request_id)
+
+    def _remove_of(self, kind: str, table: Any, column: peewee.Field, end_user: EndUser) -> int:
+        """Delete the rows of a table that belong to an end user; return how many there were."""
+        found = self._rows(table.select(column).where(_of(table, end_user)))
+        table.delete().where(_of(table, end_user)).execute(self._database)
+        for row in found:
+            self._touch(kind, row[column.name])
+        return len(found)
+
+    def _index(self, events: Iterable[tuple[int | None, Event]]) -> None:
+        """Note which end users the events with these ids hold."""
+        self._insert(
+            tables.EventEndUser,
+            [
+                {"workspace_id": held.workspace_id, "reference_id": held.reference_id, "event_id": event_id}
+                for event_id, event in events
+                for held in sorted(end_users_of(event))
+            ],
+        )
 
     def _touch(self, kind: str, entity_id: str) -> None:
         self._touched[kind, entity_id] = None
@@ -505,6 +576,11 @@ def _to_revision(row: Mapping[str, Any]) -> Revision:
     return Revision(UUID(row["epoch"]), row["number"], row["nonce"])
 
 
+def _of(table: Any, end_user: EndUser) -> Any:
+    """Return the condition of being an end user's."""
+    return (table.workspace_id == end_user.workspace_id) & (table.reference_id == end_user.reference_id)
+
+
 def _in_state(state: KeyState, now: datetime) -> Any:
     table = tables.Key
     active = table.state == KeyState.ACTIVE.value
@@ -519,6 +595,6 @@ def _each(convert: Callable[[Mapping[str, Any]], T]) -> Callable[[list[dict[str,
     return lambda found: [convert(row) for row in found]
 
 
-def _portions(many: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _portions(many: list[T]) -> Iterator[list[T]]:
     for start in range(0, len(many), _ROWS_A_STATEMENT):
         yield many[start : start + _ROWS_A_STATEMENT]

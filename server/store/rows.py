@@ -233,6 +233,11 @@ def event_row(event: Event) -> dict[str, Any]:
     }
 
 
+def event_sides_row(event: Event) -> dict[str, Any]:
+    """Return the columns of a stored event that may still change, and its id."""
+    return {"event_id": event.event_id, "before": event.before, "after": event.after}
+
+
 def to_event(row: Row) -> Event:
     """Return the event of a row."""
     return Event(

@@ -188,6 +188,12 @@ class ConnectLink(Model):
 
     class Meta:
         table_name = "connect_link"
+        indexes = (
+            (("workspace_id", "reference_id"), False),
+            # For the deletion of keys, which must find out whether a link refers to them.
+            (("key_id",), False),
+            (("scoped_key_id",), False),
+        )
         constraints = (
             Check("complete_time IS NULL OR cancel_time IS NULL", "connect_link_ends_once"),
             Check("(complete_time IS NULL) = (scoped_key_id IS NULL)", "connect_link_completed_with_key"),
@@ -267,7 +273,7 @@ class Event(Model):
     event_id = BigAutoField()
     revision = BigIntegerField()
     type = TextField()
-    event_time = InstantField()
+    event_time = InstantField(index=True)
     workspace_id = TextField(null=True)
     subject_kind = TextField()
     subject_id = TextField()
@@ -285,6 +291,19 @@ class Event(Model):
             (("workspace_id", "event_id"), False),
         )
         constraints = (Check("before IS NOT NULL OR after IS NOT NULL", "event_is_about_something"),)
+
+
+class EventEndUser(Model):
+    """Which events hold which end users, so that theirs can be found. It follows from the events alone."""
+
+    workspace_id = TextField()
+    reference_id = TextField()
+    event_id = BigIntegerField(index=True)
+
+    class Meta:
+        table_name = "event_end_user"
+        primary_key = CompositeKey("workspace_id", "reference_id", "event_id")
+        constraints = (foreign_key("event_end_user_of_event", "event_id", "event"),)
 
 
 class Request(Model):
@@ -316,5 +335,6 @@ TABLES = (
     CallerGeneration,
     CallerCertificateName,
     Event,
+    EventEndUser,
     Request,
 )

@@ -143,9 +143,9 @@ class TestInspecting:
     def test_a_file_of_an_older_release_lacks_what_came_since(
         self, engine: SqliteEngine, migrations: MigrationWriter
     ) -> None:
-        migrations("0002_second", "pass")
-        migrations("0003_third", "pass")
-        assert schema.inspect(engine) == SchemaState(pending=("0002_second", "0003_third"), unknown=())
+        migrations("9002_second", "pass")
+        migrations("9003_third", "pass")
+        assert schema.inspect(engine) == SchemaState(pending=("9002_second", "9003_third"), unknown=())
 
 
 class TestMigrating:
@@ -166,9 +166,9 @@ class TestMigrating:
         self, store: Store, engine: SqliteEngine, migrations: MigrationWriter
     ) -> None:
         before = dump(engine)
-        migrations("0003_third", "db.execute_sql('INSERT INTO added VALUES (2)')")
-        migrations("0002_second", "db.execute_sql('CREATE TABLE added (number INTEGER)')")
-        assert schema.migrate(engine) == ("0002_second", "0003_third")
+        migrations("9003_third", "db.execute_sql('INSERT INTO added VALUES (2)')")
+        migrations("9002_second", "db.execute_sql('CREATE TABLE added (number INTEGER)')")
+        assert schema.migrate(engine) == ("9002_second", "9003_third")
         assert schema.inspect(engine) == SchemaState((), ())
         assert dump(engine) == before
         with engine.reading() as database:
@@ -185,28 +185,28 @@ class TestMigrating:
     ) -> None:
         before, made = dump(engine), schema_of(path)
         create = "db.execute_sql('CREATE TABLE third (number INTEGER)')"
-        migrations("0002_second", "db.execute_sql('CREATE TABLE second (number INTEGER)')")
-        migrations("0003_third", f"{create}\ndb.execute_sql('DELETE FROM device')\n{failure}")
+        migrations("9002_second", "db.execute_sql('CREATE TABLE second (number INTEGER)')")
+        migrations("9003_third", f"{create}\ndb.execute_sql('DELETE FROM device')\n{failure}")
         for _ in range(2):
             with pytest.raises(Exception, match=r"on purpose|no_such_table"):
                 schema.migrate(engine)
             assert dump(engine) == before
             assert schema_of(path) == made
-            assert schema.inspect(engine) == SchemaState(pending=("0002_second", "0003_third"), unknown=())
-        migrations("0003_third", "pass")
-        assert schema.migrate(engine) == ("0002_second", "0003_third")
+            assert schema.inspect(engine) == SchemaState(pending=("9002_second", "9003_third"), unknown=())
+        migrations("9003_third", "pass")
+        assert schema.migrate(engine) == ("9002_second", "9003_third")
         store.ping()
 
     def test_a_first_migration_that_fails_leaves_an_empty_file(
         self, tmp_path: Path, migrations: MigrationWriter
     ) -> None:
-        migrations("0002_second", "raise RuntimeError('on purpose')")
+        migrations("9002_second", "raise RuntimeError('on purpose')")
         engine = empty_engine(tmp_path / "auth.db")
         with pytest.raises(RuntimeError, match="on purpose"):
             schema.migrate(engine)
         with engine.reading() as database:
             assert database.get_tables() == []
-        assert schema.inspect(engine).pending == (*NAMES, "0002_second")
+        assert schema.inspect(engine).pending == (*NAMES, "9002_second")
         engine.close()
 
     def test_a_migration_may_rebuild_a_table_that_others_refer_to(
@@ -215,10 +215,10 @@ class TestMigrating:
         # On SQLite most changes of a column are made so.
         before = dump(engine)
         migrations(
-            "0002_second",
+            "9002_second",
             "migrator.migrate(migrator.alter_column_type('workspace', 'display_name', TextField(null=True)))",
         )
-        assert schema.migrate(engine) == ("0002_second",)
+        assert schema.migrate(engine) == ("9002_second",)
         assert dump(engine) == before
         with engine.reading() as database:
             assert database.execute_sql("PRAGMA foreign_key_check").fetchall() == []
@@ -229,11 +229,11 @@ class TestMigrating:
         self, store: Store, engine: SqliteEngine, migrations: MigrationWriter
     ) -> None:
         before = dump(engine)
-        migrations("0002_second", "db.execute_sql('DELETE FROM workspace')")
+        migrations("9002_second", "db.execute_sql('DELETE FROM workspace')")
         with pytest.raises((IntegrityError, StoreUnavailable)):
             schema.migrate(engine)
         assert dump(engine) == before
-        assert schema.inspect(engine).pending == ("0002_second",)
+        assert schema.inspect(engine).pending == ("9002_second",)
         assert engine.database.pragma("foreign_keys") == 1
         store.ping()
 
@@ -241,7 +241,7 @@ class TestMigrating:
         self, engine: SqliteEngine, path: Path, migrations: MigrationWriter
     ) -> None:
         migrations(
-            "0002_second",
+            "9002_second",
             "import sqlite3\n"
             "from contextlib import closing\n"
             f"with closing(sqlite3.connect({str(path)!r}, timeout=0)) as another:\n"
