@@ -10,7 +10,8 @@ from texture.auth.v1.workspace_pb2 import Environment, ExposurePolicy, Workspace
 from texture.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 
 from server.cli.client import Client, client_command
-from server.cli.output import show_reply, show_rows
+from server.cli.keys import REASON
+from server.cli.output import show, show_reply, show_rows
 from server.cli.paging import LIMIT, collect
 from server.cli.types import LENGTH
 
@@ -19,7 +20,7 @@ _POLICIES = click.Choice(["revoke", "suspend", "notify-only"])
 
 @click.group()
 def workspaces() -> None:
-    """Create, find and configure workspaces."""
+    """Create, find and configure workspaces; erase their end users."""
 
 
 def _policy(word: str | None) -> ExposurePolicy.ValueType:
@@ -127,3 +128,41 @@ def update(
     )
     reply = client.call(WorkspaceServiceStub(client.channel).UpdateWorkspace, request)
     show_reply(reply, reply.workspace, as_json)
+
+
+@client_command(workspaces)
+@click.argument("workspace_id")
+@click.argument("reference_id")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@REASON
+@click.option("--on-behalf-of", default="", help="The id of the customer's key that asked.")
+@click.option("--request-id", default="", help="Makes a retry safe.")
+def erase_end_user(
+    client: Client,
+    workspace_id: str,
+    reference_id: str,
+    yes: bool,
+    reason: str,
+    on_behalf_of: str,
+    request_id: str,
+    as_json: bool,
+) -> None:
+    """Forget an end user: their devices, keys and links go, and events keep a pseudonym. There is no way back."""
+    if not yes:
+        question = f"Erase end user {reference_id!r} of workspace {workspace_id!r}, for good?"
+        click.confirm(question, abort=True, err=True)
+    request = pb.EraseEndUserRequest(
+        workspace_id=workspace_id,
+        reference_id=reference_id,
+        reason=reason,
+        on_behalf_of_key_id=on_behalf_of,
+        request_id=request_id,
+    )
+    reply = client.call(WorkspaceServiceStub(client.channel).EraseEndUser, request)
+    if as_json:
+        show(reply, as_json)
+    else:
+        click.echo(
+            f"removed {reply.devices_removed} devices, {reply.keys_removed} keys, {reply.connect_links_removed} links; "
+            f"rewrote {reply.events_rewritten} events"
+        )

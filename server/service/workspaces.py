@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from server.domain.authority import check_actor
+from server.domain.end_users import EndUser, Erasure, describe_erasure, new_pseudonym, without
 from server.domain.errors import ErrorReason, Refusal
 from server.domain.events import EventType, describe
 from server.domain.kinds import Environment, ExposurePolicy, Permission
@@ -15,10 +15,13 @@ from server.domain.model import Workspace
 from server.domain.token import new_id
 from server.domain.validation import LONGEST_LINK_LIFETIME, LONGEST_SCOPED_KEY_LIFETIME, Fields
 from server.service.base import Call, Listing, Mutation, Resources, actor_of, require_workspace
-from server.store.contract import Duplicate, Writer
+from server.store.contract import Cursor, Duplicate, Writer
 
 DEFAULT_SCOPED_KEY_LIFETIME = timedelta(days=365)
 DEFAULT_LINK_LIFETIME = timedelta(hours=4)
+
+# How many events of an end user are held in memory at once.
+_EVENTS_AT_ONCE = 500
 
 UPDATABLE = ("display_name", "redirect_uris", "exposure_policy", "scoped_key_lifetime", "connect_link_lifetime")
 
@@ -35,7 +38,7 @@ class WorkspaceFields:
 
 
 class WorkspaceService:
-    """Creates, finds and configures workspaces."""
+    """Creates, finds and configures workspaces, and erases the end users in them."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
@@ -103,10 +106,10 @@ class WorkspaceService:
 
         def work(writer: Writer, now: datetime) -> Workspace:
             before = require_workspace(writer, workspace_id)
-            actor = actor_of(writer, call, workspace_id, Permission.WORKSPACE_CONFIGURE, now)
-            if actor is not None and not set(values.get("redirect_uris", ())) <= set(before.redirect_uris):
+            actor_of(writer, call, workspace_id, Permission.WORKSPACE_CONFIGURE, now)
+            if not set(values.get("redirect_uris", ())) <= set(before.redirect_uris):
                 # They say where scoped keys are sent.
-                check_actor(actor, workspace_id, Permission.CONNECT_LINKS_CREATE, now)
+                actor_of(writer, call, workspace_id, Permission.CONNECT_LINKS_CREATE, now)
             if replace(before, **values) == before:
                 return before
             after = replace(before, update_time=now, **values)
@@ -115,6 +118,50 @@ class WorkspaceService:
             return after
 
         return self._resources.carry_out(call, work, _id, _as_it_is)
+
+    def erase_end_user(self, call: Call, workspace_id: str, reference_id: str) -> Mutation[Erasure]:
+        """Delete what an end user has, and leave a pseudonym of them in the events.
+
+        Nobody is told the pseudonym beside the person's name. Raises Refusal: FIELD_INVALID, WORKSPACE_NOT_FOUND,
+        ACTOR_*.
+        """
+        fields = Fields()
+        call.check(fields)
+        fields.required("workspace_id", workspace_id)
+        fields.visible("reference_id", reference_id)
+        fields.refuse_if_invalid()
+        end_user = EndUser(workspace_id, reference_id)
+
+        def work(writer: Writer, now: datetime) -> Erasure:
+            require_workspace(writer, workspace_id)
+            actor_of(writer, call, workspace_id, Permission.KEYS_MANAGE, now)
+            pseudonym = new_pseudonym()
+            removed = writer.remove_end_user(end_user)
+            erasure = Erasure(
+                devices_removed=removed.devices,
+                keys_removed=removed.keys,
+                connect_links_removed=removed.connect_links,
+                events_rewritten=_rewrite_events(writer, end_user, pseudonym),
+            )
+            if erasure != Erasure():
+                writer.record([describe_erasure(call.origin, workspace_id, pseudonym, erasure, now)])
+            return erasure
+
+        # A repeat has nothing to take away, and nothing is kept of what the first time did.
+        return self._resources.carry_out(call, work, lambda _: "", lambda _writer, _id, _now: Erasure())
+
+
+def _rewrite_events(writer: Writer, end_user: EndUser, pseudonym: str) -> int:
+    """Put a pseudonym in place of an end user in every event, and return how many there were."""
+    rewritten = 0
+    after: Cursor | None = None
+    while True:
+        page = writer.list_end_user_events(end_user, after, _EVENTS_AT_ONCE)
+        writer.replace_events(without(event, end_user, pseudonym) for event in page.rows)
+        rewritten += len(page.rows)
+        after = page.next
+        if after is None:
+            return rewritten
 
 
 def _id(workspace: Workspace) -> str:

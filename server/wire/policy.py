@@ -48,6 +48,7 @@ _BY_SERVICE = {
         "GetWorkspace": _READS_WORKSPACES,
         "ListWorkspaces": _READS_WORKSPACES,
         "UpdateWorkspace": _KEY_ADMIN,
+        "EraseEndUser": _KEY_ADMIN,
     },
     "texture.auth.v1.CallerService": {
         "CreateCaller": _OPERATOR,

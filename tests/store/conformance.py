@@ -8,6 +8,7 @@ import pytest
 
 from server.store.contract import Store
 from server.store.peewee_store import Engine, PeeweeStore
+from tests.store.promises_of_end_users import EndUserPromises
 from tests.store.promises_of_entities import EntityPromises
 from tests.store.promises_of_lists import ListPromises
 from tests.store.promises_of_races import RacePromises
@@ -15,7 +16,7 @@ from tests.store.promises_of_transactions import TransactionPromises
 from tests.store.support import Threads
 
 
-class StoreConformance(EntityPromises, TransactionPromises, ListPromises, RacePromises):
+class StoreConformance(EntityPromises, EndUserPromises, TransactionPromises, ListPromises, RacePromises):
     """Every promise of `server.store.contract`. A subclass gives an engine on a new, migrated, empty database."""
 
     @pytest.fixture

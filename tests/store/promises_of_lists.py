@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from server.domain.end_users import EndUser
 from server.domain.kinds import KeyKind
 from server.domain.model import Device, Key, KeyState
 from server.store.contract import Cursor, DeviceFilter, KeyFilter, Page, Reader, Store, Writer
@@ -94,6 +95,14 @@ LISTINGS = (
         name="events",
         insert=_record,
         page=lambda reader, after, limit: reader.list_key_events(SERVER_KEY_ID, after, limit),
+        id_of=lambda row: str(row.origin.reason),
+    ),
+    Listing(
+        name="events of an end user",
+        insert=lambda writer, row_id: writer.record([make_event(make_key(KeyKind.SCOPED), reason=row_id)]),
+        page=lambda reader, after, limit: reader.list_end_user_events(
+            EndUser(WORKSPACE_ID, REFERENCE_ID), after, limit
+        ),
         id_of=lambda row: str(row.origin.reason),
     ),
 )

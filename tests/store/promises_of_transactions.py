@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from server.domain.end_users import EndUser
 from server.domain.events import Event, EventType, Origin, describe
 from server.domain.kinds import KeyKind
 from server.domain.model import Workspace
@@ -21,6 +22,7 @@ from tests.builders import (
     DEVICE_ID,
     LINK_ID,
     NOW,
+    REFERENCE_ID,
     WORKSPACE_ID,
     make_caller,
     make_connect_link,
@@ -30,6 +32,7 @@ from tests.builders import (
 )
 from tests.store.support import (
     PATIENCE,
+    SCOPED_KEY_ID,
     SERVER_KEY_ID,
     Threads,
     abandoned,
@@ -43,9 +46,17 @@ from tests.store.support import (
 
 Changes = set[tuple[str, str]]
 
+
+def replace_an_event(writer: Writer) -> None:
+    """Record an event, and put another in its place."""
+    writer.record([make_event()])
+    *_, last = writer.list_key_events(SERVER_KEY_ID, None, 10).rows
+    writer.replace_events([replace(last, after={"key_id": SERVER_KEY_ID})])
+
+
 # Each method that changes something, a call of it on what `populate` made, and what it must note in the change log;
 # None where the contract leaves open what.
-MUTATIONS: dict[str, tuple[Callable[[Writer], None], Changes | None]] = {
+MUTATIONS: dict[str, tuple[Callable[[Writer], object], Changes | None]] = {
     "add_workspace": (
         lambda writer: writer.add_workspace(make_workspace(workspace_id="new")),
         {("workspace", "new")},
@@ -98,7 +109,18 @@ MUTATIONS: dict[str, tuple[Callable[[Writer], None], Changes | None]] = {
         lambda writer: writer.remember(make_request(), NOW),
         {("request", "request-1")},
     ),
+    "replace_events": (
+        replace_an_event,
+        None,
+    ),
+    "remove_end_user": (
+        lambda writer: writer.remove_end_user(EndUser(WORKSPACE_ID, REFERENCE_ID)),
+        {("device", DEVICE_ID), ("connect_link", LINK_ID), ("key", SCOPED_KEY_ID)},
+    ),
 }
+
+# What deletes things that no decision depends on, and notes nothing.
+TRACELESS = ("prune_events",)
 
 every_mutation = pytest.mark.parametrize("name", MUTATIONS)
 

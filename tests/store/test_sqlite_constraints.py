@@ -125,6 +125,7 @@ GOOD: dict[str, Values] = {
         "before": None,
         "after": "{}",
     },
+    "event_end_user": {"workspace_id": "w", "reference_id": "r", "event_id": 1},
     "request": {
         "caller_id": "c",
         "method": "m",
@@ -148,6 +149,7 @@ ANOTHER: dict[str, Values] = {
     "caller_generation": {"number": 2, "retire_time": 2},
     "caller_certificate_name": {"name": "other.internal"},
     "event": {"event_id": 2},
+    "event_end_user": {"reference_id": "r2"},
     "request": {"request_id": "r2"},
 }
 
@@ -198,6 +200,7 @@ FOREIGN_KEYS = (
     Bad("device_of_workspace", "device", {"workspace_id": "none"}),
     Bad("caller_generation_of_caller", "caller_generation", {"key_id": "none"}),
     Bad("caller_certificate_name_of_caller", "caller_certificate_name", {"caller_id": "none"}),
+    Bad("event_end_user_of_event", "event_end_user", {"event_id": 9}),
 )
 
 # SQLite names the columns of a unique index, not the index.
@@ -286,10 +289,12 @@ def test_a_column_that_must_be_set_is_refused_without_a_value(
 
 
 @pytest.mark.parametrize(
-    ("table", "row"), [("workspace", "w"), ("api_key", "k"), ("caller", "c")], ids=["workspace", "key", "caller"]
+    ("table", "row"),
+    [("workspace", "w"), ("api_key", "k"), ("caller", "c"), ("event", 1)],
+    ids=["workspace", "key", "caller", "event"],
 )
-def test_what_others_belong_to_cannot_be_deleted(connection: sqlite3.Connection, table: str, row: str) -> None:
-    column = {"workspace": "workspace_id", "api_key": "key_id", "caller": "caller_id"}[table]
+def test_what_others_belong_to_cannot_be_deleted(connection: sqlite3.Connection, table: str, row: str | int) -> None:
+    column = {"workspace": "workspace_id", "api_key": "key_id", "caller": "caller_id", "event": "event_id"}[table]
     with pytest.raises(sqlite3.IntegrityError, match=r"^FOREIGN KEY constraint failed$"):
         connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (row,))
 

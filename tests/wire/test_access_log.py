@@ -68,6 +68,10 @@ def misplaced(secret: str) -> dict[str, tuple[str, Message]]:
                 workspace=Workspace(workspace_id=secret, display_name="x"), update_mask=MASK
             ),
         ),
+        "EraseEndUser": (
+            "workspaces",
+            workspace_service_pb2.EraseEndUserRequest(workspace_id=secret, reference_id=secret),
+        ),
         "GetDevice": ("devices", device_service_pb2.GetDeviceRequest(device_id=secret)),
         "GetConnectLink": ("connect", connect_service_pb2.GetConnectLinkRequest(connect_link_id=secret)),
         "CancelConnectLink": ("connect", connect_service_pb2.CancelConnectLinkRequest(connect_link_id=secret)),

@@ -20,6 +20,7 @@ from tests.harness import Refused, Service, refused
 from tests.wire.helpers import (
     OTHER_WORKSPACE,
     REDIRECT_URI,
+    USER,
     WORKSPACE,
     count_rows,
     current_revision,
@@ -88,6 +89,12 @@ def configure(service: Service, _key_id: str, actor: str) -> Message:
     )
 
 
+def erase(service: Service, _key_id: str, actor: str) -> Message:
+    return service.operator.workspaces.EraseEndUser(
+        workspace_service_pb2.EraseEndUserRequest(workspace_id=WORKSPACE, reference_id=USER, on_behalf_of_key_id=actor)
+    )
+
+
 @dataclass(frozen=True)
 class Mutation:
     """A call, the permission that its actor needs, and the event that it leaves."""
@@ -105,8 +112,9 @@ MUTATIONS = {
     "RotateKey": Mutation(rotate, "keys:manage", "key.rotated"),
     "RevokeKey": Mutation(revoking, "keys:manage", "key.revoked"),
     "UpdateWorkspace": Mutation(configure, "workspace:configure", "workspace.updated"),
+    "EraseEndUser": Mutation(erase, "keys:manage", "end_user.erased"),
 }
-OF_KEYS = [name for name in MUTATIONS if name != "UpdateWorkspace"]
+OF_KEYS = [name for name in MUTATIONS if name not in ("UpdateWorkspace", "EraseEndUser")]
 
 
 def test_the_table_of_mutations_names_every_call_that_has_an_actor() -> None:

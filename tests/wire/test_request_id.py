@@ -92,6 +92,10 @@ def _update_workspace(name: str) -> Callable[[Ids], Message]:
     )
 
 
+def _erase(reason: str) -> Callable[[Ids], Message]:
+    return lambda _: workspace_service_pb2.EraseEndUserRequest(workspace_id=WORKSPACE, reference_id=USER, reason=reason)
+
+
 def _register(device_id: str) -> Callable[[Ids], Message]:
     device = device_service_pb2.DeviceRegistration(device_id=device_id, reference_id=USER)
     return lambda _: device_service_pb2.RegisterDevicesRequest(workspace_id=WORKSPACE, devices=[device])
@@ -163,6 +167,7 @@ CALLS = {
         ),
         Call("workspaces", "CreateWorkspace", _create_workspace("a"), _create_workspace("b")),
         Call("workspaces", "UpdateWorkspace", _update_workspace("a"), _update_workspace("b")),
+        Call("workspaces", "EraseEndUser", _erase("a"), _erase("b")),
         Call("devices", "RegisterDevices", _register("device-9"), _register("device-10")),
         Call("devices", "TransferDevices", _transfer(""), _transfer("other")),
         Call("devices", "RemoveDevices", _remove("device-1"), _remove("device-2")),

@@ -64,6 +64,20 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             propagation=convert.propagation(mutation.propagation),
         )
 
+    def EraseEndUser(self, request: pb.EraseEndUserRequest, context: grpc.ServicerContext) -> pb.EraseEndUserResponse:
+        """Erase an end user. The log says in which workspace, and not whom."""
+        note_id("workspace_id", request.workspace_id)
+        mutation = self._service.erase_end_user(call_of(request), request.workspace_id, request.reference_id)
+        erasure = mutation.value
+        return pb.EraseEndUserResponse(
+            devices_removed=erasure.devices_removed,
+            keys_removed=erasure.keys_removed,
+            connect_links_removed=erasure.connect_links_removed,
+            events_rewritten=erasure.events_rewritten,
+            revision=mutation.revision.encode(),
+            propagation=convert.propagation(mutation.propagation),
+        )
+
 
 def _fields(message: pb.CreateWorkspaceRequest | WorkspaceMessage, prefix: str) -> WorkspaceFields:
     """Return what a message says a workspace should be. Raises Refusal (FIELD_INVALID)."""

@@ -95,7 +95,9 @@ class DeviceServiceServicer:
 
     def TransferDevices(self, request, context):
         """Gives devices to another end user, in the same workspace or another: a resale, a new tenant. Scoped keys of
-        the old owner stop reaching them, those of the new owner begin to. All or none. Errors: INVALID_ARGUMENT;
+        the old owner stop reaching them, those of the new owner begin to, and all of them stay live for the other devices of
+        their end user. An open Connect link of the old owner stays open, but completing it with such a device is
+        FAILED_PRECONDITION (DEVICE_OWNED_BY_ANOTHER). All or none. Errors: INVALID_ARGUMENT;
         NOT_FOUND; FAILED_PRECONDITION when a device is no longer the named owner's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -103,8 +105,9 @@ class DeviceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveDevices(self, request, context):
-        """Forgets devices: no key reaches them any more. All or none. Errors: NOT_FOUND for devices that are not
-        in the workspace, unless `allow_missing`.
+        """Forgets devices: no key reaches them any more. Scoped keys stay live, and reach whatever their end user registers
+        later, the same devices included; whoever registers a forgotten device owns it. All or none. Errors: NOT_FOUND for
+        devices that are not in the workspace, unless `allow_missing`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,12 +47,15 @@ class DeviceServiceStub:
     """Lists the devices of a workspace in order of registration. Errors: NOT_FOUND for the workspace."""
     TransferDevices: _grpc.UnaryUnaryMultiCallable[_device_service_pb2.TransferDevicesRequest, _device_service_pb2.TransferDevicesResponse]
     """Gives devices to another end user, in the same workspace or another: a resale, a new tenant. Scoped keys of
-    the old owner stop reaching them, those of the new owner begin to. All or none. Errors: INVALID_ARGUMENT;
+    the old owner stop reaching them, those of the new owner begin to, and all of them stay live for the other devices of
+    their end user. An open Connect link of the old owner stays open, but completing it with such a device is
+    FAILED_PRECONDITION (DEVICE_OWNED_BY_ANOTHER). All or none. Errors: INVALID_ARGUMENT;
     NOT_FOUND; FAILED_PRECONDITION when a device is no longer the named owner's.
     """
     RemoveDevices: _grpc.UnaryUnaryMultiCallable[_device_service_pb2.RemoveDevicesRequest, _device_service_pb2.RemoveDevicesResponse]
-    """Forgets devices: no key reaches them any more. All or none. Errors: NOT_FOUND for devices that are not
-    in the workspace, unless `allow_missing`.
+    """Forgets devices: no key reaches them any more. Scoped keys stay live, and reach whatever their end user registers
+    later, the same devices included; whoever registers a forgotten device owns it. All or none. Errors: NOT_FOUND for
+    devices that are not in the workspace, unless `allow_missing`.
     """
 
 @_typing.type_check_only
@@ -74,12 +77,15 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     """Lists the devices of a workspace in order of registration. Errors: NOT_FOUND for the workspace."""
     TransferDevices: _aio.UnaryUnaryMultiCallable[_device_service_pb2.TransferDevicesRequest, _device_service_pb2.TransferDevicesResponse]  # type: ignore[assignment]
     """Gives devices to another end user, in the same workspace or another: a resale, a new tenant. Scoped keys of
-    the old owner stop reaching them, those of the new owner begin to. All or none. Errors: INVALID_ARGUMENT;
+    the old owner stop reaching them, those of the new owner begin to, and all of them stay live for the other devices of
+    their end user. An open Connect link of the old owner stays open, but completing it with such a device is
+    FAILED_PRECONDITION (DEVICE_OWNED_BY_ANOTHER). All or none. Errors: INVALID_ARGUMENT;
     NOT_FOUND; FAILED_PRECONDITION when a device is no longer the named owner's.
     """
     RemoveDevices: _aio.UnaryUnaryMultiCallable[_device_service_pb2.RemoveDevicesRequest, _device_service_pb2.RemoveDevicesResponse]  # type: ignore[assignment]
-    """Forgets devices: no key reaches them any more. All or none. Errors: NOT_FOUND for devices that are not
-    in the workspace, unless `allow_missing`.
+    """Forgets devices: no key reaches them any more. Scoped keys stay live, and reach whatever their end user registers
+    later, the same devices included; whoever registers a forgotten device owns it. All or none. Errors: NOT_FOUND for
+    devices that are not in the workspace, unless `allow_missing`.
     """
 
 class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -122,7 +128,9 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_device_service_pb2.TransferDevicesResponse, _abc.Awaitable[_device_service_pb2.TransferDevicesResponse]]:
         """Gives devices to another end user, in the same workspace or another: a resale, a new tenant. Scoped keys of
-        the old owner stop reaching them, those of the new owner begin to. All or none. Errors: INVALID_ARGUMENT;
+        the old owner stop reaching them, those of the new owner begin to, and all of them stay live for the other devices of
+        their end user. An open Connect link of the old owner stays open, but completing it with such a device is
+        FAILED_PRECONDITION (DEVICE_OWNED_BY_ANOTHER). All or none. Errors: INVALID_ARGUMENT;
         NOT_FOUND; FAILED_PRECONDITION when a device is no longer the named owner's.
         """
 
@@ -132,8 +140,9 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _device_service_pb2.RemoveDevicesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_service_pb2.RemoveDevicesResponse, _abc.Awaitable[_device_service_pb2.RemoveDevicesResponse]]:
-        """Forgets devices: no key reaches them any more. All or none. Errors: NOT_FOUND for devices that are not
-        in the workspace, unless `allow_missing`.
+        """Forgets devices: no key reaches them any more. Scoped keys stay live, and reach whatever their end user registers
+        later, the same devices included; whoever registers a forgotten device owns it. All or none. Errors: NOT_FOUND for
+        devices that are not in the workspace, unless `allow_missing`.
         """
 
 def add_DeviceServiceServicer_to_server(servicer: DeviceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

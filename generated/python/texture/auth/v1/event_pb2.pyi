@@ -20,7 +20,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Event(_message.Message):
-    """Something that happened: written in the same transaction as the change it describes, and never changed."""
+    """Something that happened: written in the same transaction as the change it describes, and never changed but by
+    WorkspaceService.EraseEndUser, which puts a pseudonym in place of an end user. Events are kept for ever, or for as long
+    as the operator of the service has set.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -41,12 +44,14 @@ class Event(_message.Message):
     """What happened: `workspace.created`, `workspace.updated`, `key.created`, `key.updated`, `key.suspended`,
     `key.resumed`, `key.rotated`, `key.revoked`, `key.exposed`, `connect_link.created`, `connect_link.completed`,
     `connect_link.cancelled`, `device.registered`, `device.updated`, `device.transferred`, `device.removed`,
-    `caller.created`, `caller.updated`, `caller.rotated`, `caller.revoked`. More may be added.
+    `caller.created`, `caller.updated`, `caller.rotated`, `caller.revoked`, `end_user.erased`. More may be added.
     """
     workspace_id: _builtins.str
     """The workspace it happened in; empty for callers."""
     subject_id: _builtins.str
-    """The id of what changed: a key, device, link, workspace or caller, as `type` says."""
+    """The id of what changed: a key, device, link, workspace or caller, as `type` says; for an end user who was erased,
+    the pseudonym that stands for them in other events.
+    """
     caller_id: _builtins.str
     """Who asked: the internal service or operator."""
     on_behalf_of_key_id: _builtins.str
@@ -65,7 +70,9 @@ class Event(_message.Message):
 
     @_builtins.property
     def after(self) -> _struct_pb2.Struct:
-        """The subject after, without secrets. Unset for a removal."""
+        """The subject after, without secrets. Unset for a removal. For an erasure, what was taken away, as in
+        EraseEndUserResponse.
+        """
 
     def __init__(
         self,

@@ -289,3 +289,89 @@ class UpdateWorkspaceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateWorkspaceResponse: _TypeAlias = UpdateWorkspaceResponse  # noqa: Y015
+
+@_typing.final
+class EraseEndUserRequest(_message.Message):
+    """Whom to erase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    REFERENCE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ON_BEHALF_OF_KEY_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RETURN_IMMEDIATELY_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace they are an end user of. Required."""
+    reference_id: _builtins.str
+    """The end user, 1 to 128 visible ASCII characters. Required."""
+    reason: _builtins.str
+    """Why, for the event log, which keeps it: it should name nobody. At most 500 characters."""
+    on_behalf_of_key_id: _builtins.str
+    """The customer's key that asked for this. It must be live, in this workspace, and hold `keys:manage`."""
+    request_id: _builtins.str
+    """As in CreateWorkspaceRequest; a repeat erases nothing, even where the end user is back, and its counts are zero."""
+    return_immediately: _builtins.bool
+    """Do not wait until every process has applied the change."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        reference_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        on_behalf_of_key_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        return_immediately: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["on_behalf_of_key_id", b"on_behalf_of_key_id", "reason", b"reason", "reference_id", b"reference_id", "request_id", b"request_id", "return_immediately", b"return_immediately", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseEndUserRequest: _TypeAlias = EraseEndUserRequest  # noqa: Y015
+
+@_typing.final
+class EraseEndUserResponse(_message.Message):
+    """What was erased."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_REMOVED_FIELD_NUMBER: _builtins.int
+    KEYS_REMOVED_FIELD_NUMBER: _builtins.int
+    CONNECT_LINKS_REMOVED_FIELD_NUMBER: _builtins.int
+    EVENTS_REWRITTEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
+    devices_removed: _builtins.int
+    """How many devices were removed."""
+    keys_removed: _builtins.int
+    """How many scoped keys were deleted, those included that were revoked or had expired."""
+    connect_links_removed: _builtins.int
+    """How many Connect links were deleted."""
+    events_rewritten: _builtins.int
+    """In how many events a pseudonym took their place."""
+    revision: _builtins.str
+    """The state of the store that no longer holds them."""
+    @_builtins.property
+    def propagation(self) -> _propagation_pb2.Propagation:
+        """How far the change had reached."""
+
+    def __init__(
+        self,
+        *,
+        devices_removed: _builtins.int = ...,
+        keys_removed: _builtins.int = ...,
+        connect_links_removed: _builtins.int = ...,
+        events_rewritten: _builtins.int = ...,
+        revision: _builtins.str = ...,
+        propagation: _propagation_pb2.Propagation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect_links_removed", b"connect_links_removed", "devices_removed", b"devices_removed", "events_rewritten", b"events_rewritten", "keys_removed", b"keys_removed", "propagation", b"propagation", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseEndUserResponse: _TypeAlias = EraseEndUserResponse  # noqa: Y015

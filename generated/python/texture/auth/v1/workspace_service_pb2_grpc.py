@@ -63,6 +63,11 @@ class WorkspaceServiceStub:
                 request_serializer=texture_dot_auth_dot_v1_dot_workspace__service__pb2.UpdateWorkspaceRequest.SerializeToString,
                 response_deserializer=texture_dot_auth_dot_v1_dot_workspace__service__pb2.UpdateWorkspaceResponse.FromString,
                 _registered_method=True)
+        self.EraseEndUser = channel.unary_unary(
+                '/texture.auth.v1.WorkspaceService/EraseEndUser',
+                request_serializer=texture_dot_auth_dot_v1_dot_workspace__service__pb2.EraseEndUserRequest.SerializeToString,
+                response_deserializer=texture_dot_auth_dot_v1_dot_workspace__service__pb2.EraseEndUserResponse.FromString,
+                _registered_method=True)
 
 
 class WorkspaceServiceServicer:
@@ -106,6 +111,27 @@ class WorkspaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseEndUser(self, request, context):
+        """Erases an end user of a workspace: a request to be forgotten. All or none: their devices are removed, their Connect
+        links, however they ended, and their scoped keys are deleted, and every event that holds them holds a pseudonym
+        instead, `erased:` and a random id, the same in all of them and written down beside no name. With the name go the
+        display name, description and labels of their keys and the `client_state` of their links; an `end_user.erased` event
+        is recorded about the pseudonym. A presented key of theirs is then KEY_UNKNOWN, a link token CONNECT_LINK_NOT_FOUND;
+        a device may be registered anew, by anybody.
+
+        What stays: an end user of another workspace, whatever they are called, even in the event of a device that went from
+        one to the other; device, key and link ids; and what people wrote in free text, the `reason` of events (and the
+        `state_reason` that repeats it) and the names of server and connect keys, which should name nobody. Copies made
+        before, such as backups, are beyond this call.
+
+        An end user of whom nothing is known is no error: all counts are zero, and nothing is recorded. Erasing stops nobody
+        from coming back under the same reference_id, as somebody new. Errors: INVALID_ARGUMENT; NOT_FOUND for the
+        workspace; PERMISSION_DENIED for an actor that does not hold `keys:manage`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkspaceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +154,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.UpdateWorkspace,
                     request_deserializer=texture_dot_auth_dot_v1_dot_workspace__service__pb2.UpdateWorkspaceRequest.FromString,
                     response_serializer=texture_dot_auth_dot_v1_dot_workspace__service__pb2.UpdateWorkspaceResponse.SerializeToString,
+            ),
+            'EraseEndUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseEndUser,
+                    request_deserializer=texture_dot_auth_dot_v1_dot_workspace__service__pb2.EraseEndUserRequest.FromString,
+                    response_serializer=texture_dot_auth_dot_v1_dot_workspace__service__pb2.EraseEndUserResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -247,6 +278,33 @@ class WorkspaceService:
             '/texture.auth.v1.WorkspaceService/UpdateWorkspace',
             texture_dot_auth_dot_v1_dot_workspace__service__pb2.UpdateWorkspaceRequest.SerializeToString,
             texture_dot_auth_dot_v1_dot_workspace__service__pb2.UpdateWorkspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseEndUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/texture.auth.v1.WorkspaceService/EraseEndUser',
+            texture_dot_auth_dot_v1_dot_workspace__service__pb2.EraseEndUserRequest.SerializeToString,
+            texture_dot_auth_dot_v1_dot_workspace__service__pb2.EraseEndUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,23 @@ class WorkspaceServiceStub:
     """Changes the named settings of a workspace. Errors: INVALID_ARGUMENT; NOT_FOUND; PERMISSION_DENIED for
     an actor that does not hold `workspace:configure`.
     """
+    EraseEndUser: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.EraseEndUserRequest, _workspace_service_pb2.EraseEndUserResponse]
+    """Erases an end user of a workspace: a request to be forgotten. All or none: their devices are removed, their Connect
+    links, however they ended, and their scoped keys are deleted, and every event that holds them holds a pseudonym
+    instead, `erased:` and a random id, the same in all of them and written down beside no name. With the name go the
+    display name, description and labels of their keys and the `client_state` of their links; an `end_user.erased` event
+    is recorded about the pseudonym. A presented key of theirs is then KEY_UNKNOWN, a link token CONNECT_LINK_NOT_FOUND;
+    a device may be registered anew, by anybody.
+
+    What stays: an end user of another workspace, whatever they are called, even in the event of a device that went from
+    one to the other; device, key and link ids; and what people wrote in free text, the `reason` of events (and the
+    `state_reason` that repeats it) and the names of server and connect keys, which should name nobody. Copies made
+    before, such as backups, are beyond this call.
+
+    An end user of whom nothing is known is no error: all counts are zero, and nothing is recorded. Erasing stops nobody
+    from coming back under the same reference_id, as somebody new. Errors: INVALID_ARGUMENT; NOT_FOUND for the
+    workspace; PERMISSION_DENIED for an actor that does not hold `keys:manage`.
+    """
 
 @_typing.type_check_only
 class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
@@ -76,6 +93,23 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     UpdateWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.UpdateWorkspaceRequest, _workspace_service_pb2.UpdateWorkspaceResponse]  # type: ignore[assignment]
     """Changes the named settings of a workspace. Errors: INVALID_ARGUMENT; NOT_FOUND; PERMISSION_DENIED for
     an actor that does not hold `workspace:configure`.
+    """
+    EraseEndUser: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.EraseEndUserRequest, _workspace_service_pb2.EraseEndUserResponse]  # type: ignore[assignment]
+    """Erases an end user of a workspace: a request to be forgotten. All or none: their devices are removed, their Connect
+    links, however they ended, and their scoped keys are deleted, and every event that holds them holds a pseudonym
+    instead, `erased:` and a random id, the same in all of them and written down beside no name. With the name go the
+    display name, description and labels of their keys and the `client_state` of their links; an `end_user.erased` event
+    is recorded about the pseudonym. A presented key of theirs is then KEY_UNKNOWN, a link token CONNECT_LINK_NOT_FOUND;
+    a device may be registered anew, by anybody.
+
+    What stays: an end user of another workspace, whatever they are called, even in the event of a device that went from
+    one to the other; device, key and link ids; and what people wrote in free text, the `reason` of events (and the
+    `state_reason` that repeats it) and the names of server and connect keys, which should name nobody. Copies made
+    before, such as backups, are beyond this call.
+
+    An end user of whom nothing is known is no error: all counts are zero, and nothing is recorded. Erasing stops nobody
+    from coming back under the same reference_id, as somebody new. Errors: INVALID_ARGUMENT; NOT_FOUND for the
+    workspace; PERMISSION_DENIED for an actor that does not hold `keys:manage`.
     """
 
 class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -122,6 +156,29 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_workspace_service_pb2.UpdateWorkspaceResponse, _abc.Awaitable[_workspace_service_pb2.UpdateWorkspaceResponse]]:
         """Changes the named settings of a workspace. Errors: INVALID_ARGUMENT; NOT_FOUND; PERMISSION_DENIED for
         an actor that does not hold `workspace:configure`.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseEndUser(
+        self,
+        request: _workspace_service_pb2.EraseEndUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_service_pb2.EraseEndUserResponse, _abc.Awaitable[_workspace_service_pb2.EraseEndUserResponse]]:
+        """Erases an end user of a workspace: a request to be forgotten. All or none: their devices are removed, their Connect
+        links, however they ended, and their scoped keys are deleted, and every event that holds them holds a pseudonym
+        instead, `erased:` and a random id, the same in all of them and written down beside no name. With the name go the
+        display name, description and labels of their keys and the `client_state` of their links; an `end_user.erased` event
+        is recorded about the pseudonym. A presented key of theirs is then KEY_UNKNOWN, a link token CONNECT_LINK_NOT_FOUND;
+        a device may be registered anew, by anybody.
+
+        What stays: an end user of another workspace, whatever they are called, even in the event of a device that went from
+        one to the other; device, key and link ids; and what people wrote in free text, the `reason` of events (and the
+        `state_reason` that repeats it) and the names of server and connect keys, which should name nobody. Copies made
+        before, such as backups, are beyond this call.
+
+        An end user of whom nothing is known is no error: all counts are zero, and nothing is recorded. Erasing stops nobody
+        from coming back under the same reference_id, as somebody new. Errors: INVALID_ARGUMENT; NOT_FOUND for the
+        workspace; PERMISSION_DENIED for an actor that does not hold `keys:manage`.
         """
 
 def add_WorkspaceServiceServicer_to_server(servicer: WorkspaceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
