@@ -7,7 +7,8 @@ import secrets
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -18,6 +19,7 @@ from server.domain.lifecycle import Rotation
 from server.domain.peppers import Peppers
 from server.service.base import Call, Clock, Resources
 from server.service.callers import CallerFields, CallerService
+from server.service.housekeeping import PRUNING_SECONDS, Chore, Housekeeper, prune_events
 from server.settings import PREFIX, Settings
 from server.store import schema
 from server.store.peewee_store import Engine, PeeweeStore
@@ -57,8 +59,8 @@ def open_database(settings: Settings) -> Database:
     if settings.sqlite_path is not None:
         engine = SqliteEngine(settings.sqlite_path)
     else:
-        # One connection for each call that is worked on, and one for health.
-        engine = PostgresEngine(settings.database, settings.threads + 1)
+        # One connection for each call that is worked on, one for health and one for housekeeping.
+        engine = PostgresEngine(settings.database, settings.threads + 2)
     return Database(engine, PeeweeStore(engine))
 
 
@@ -143,6 +145,7 @@ class App:
         self._server = GrpcServer(
             self._resources, _limits(settings), settings.development, settings.log_allow_sample_or_default
         )
+        self._housekeeper = Housekeeper(_chores(settings, self._resources))
         self.operator_key_file = self._development_operator() if settings.development else None
 
     def start(self) -> int:
@@ -154,6 +157,7 @@ class App:
         hosts = [listener.address.rpartition(":")[0] for listener in self._listeners]
         self.addresses = tuple(f"{host}:{port}" for host, port in zip(hosts, ports, strict=True))
         self._server.start()
+        self._housekeeper.start()
         return ports[0]
 
     def run_until_signalled(self, signals: Signals) -> int:
@@ -169,17 +173,20 @@ class App:
                 _log.warning("stopped at once")
                 self._server.cut_off()
                 return 1
+        self._housekeeper.stop()
         self._database.store.close()
         _log.info("stopped")
         return 0
 
     def drain(self) -> Callable[[float], bool]:
         """Refuse new calls and let those in flight finish; the returned function waits and tells whether it is over."""
+        self._housekeeper.drain()
         return self._server.drain(self._settings.drain_seconds)
 
     def stop(self) -> None:
         """Stop at once and let go of everything."""
         self._server.stop()
+        self._housekeeper.stop()
         self._database.store.close()
 
     def _development_operator(self) -> Path:
@@ -202,6 +209,15 @@ class App:
             key = _renewed_key(callers, call)
         _write_secret(path, key + "\n")
         return path
+
+
+def _chores(settings: Settings, resources: Resources) -> list[Chore]:
+    """Return what a server with these settings does by itself."""
+    chores = []
+    if settings.event_retention_days is not None:
+        retention = timedelta(days=settings.event_retention_days)
+        chores.append(Chore("prune events", PRUNING_SECONDS, partial(prune_events, resources, retention)))
+    return chores
 
 
 def _renewed_key(callers: CallerService, call: Call) -> str:

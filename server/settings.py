@@ -82,6 +82,12 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         default=30.0, ge=0, le=3600, description="How long calls in flight may go on after SIGTERM."
     )
+    event_retention_days: int | None = Field(
+        default=None,
+        ge=1,
+        le=36_500,
+        description="Delete events once they are older than so many days; kept for ever by default.",
+    )
     log_format: Literal["json", "console"] | None = Field(
         default=None, description="json, or console for people; the default is console in development."
     )

@@ -34,6 +34,7 @@ _FLAGS: dict[str, Any] = {
     "connections": int,
     "default_deadline_seconds": float,
     "drain_seconds": float,
+    "event_retention_days": int,
     "log_format": click.Choice(["json", "console"]),
     "log_level": click.Choice(["debug", "info", "warning", "error"]),
     "log_allow_sample": float,

@@ -64,6 +64,11 @@ def _end_at_once(running: app.App, *_: object) -> int:
         ("DRAIN_SECONDS", "3601", "less than or equal to 3600"),
         ("DRAIN_SECONDS", "nan", ""),
         ("DRAIN_SECONDS", "soon", "number"),
+        ("EVENT_RETENTION_DAYS", "0", "greater than or equal to 1"),
+        ("EVENT_RETENTION_DAYS", "-1", "greater than or equal to 1"),
+        ("EVENT_RETENTION_DAYS", "36501", "less than or equal to 36500"),
+        ("EVENT_RETENTION_DAYS", "1.5", "integer"),
+        ("EVENT_RETENTION_DAYS", "for ever", "integer"),
         ("LOG_FORMAT", "xml", "'json' or 'console'"),
         ("LOG_LEVEL", "loud", "'debug'"),
         ("DEVELOPMENT", "perhaps", "boolean"),
@@ -97,6 +102,29 @@ def test_a_bad_value_stops_the_start_by_its_name_and_is_not_repeated_where_it_is
 def test_the_values_that_the_bad_ones_replace_are_good(here: Path) -> None:
     done = CliRunner().invoke(root, ["serve"], env=GOOD)
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "days"),
+    [
+        ((), {}, None),
+        ((), {"TEXTURE_AUTH_EVENT_RETENTION_DAYS": ""}, None),
+        ((), {"TEXTURE_AUTH_EVENT_RETENTION_DAYS": "400"}, 400),
+        (("--event-retention-days", "1"), {"TEXTURE_AUTH_EVENT_RETENTION_DAYS": "400"}, 1),
+    ],
+)
+def test_how_long_events_are_kept_may_be_set_and_is_for_ever_by_default(
+    here: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], env: dict[str, str], days: int | None
+) -> None:
+    seen: list[Settings] = []
+
+    def note_settings(running: app.App, *_: object) -> int:
+        seen.append(running._settings)
+        return _end_at_once(running)
+
+    monkeypatch.setattr(app.App, "run_until_signalled", note_settings)
+    CliRunner().invoke(root, ["serve", *flags], env={**GOOD, **env})
+    assert [settings.event_retention_days for settings in seen] == [days]
 
 
 def test_a_bad_value_stops_the_real_process_too(tmp_path: Path) -> None:
