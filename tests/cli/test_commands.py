@@ -60,6 +60,40 @@ class TestWorkspaces:
             assert "SANDBOX" in said
 
 
+class TestErasingEndUsers:
+    ERASE = ("workspaces", "erase-end-user", "acme", "user-1")
+
+    def test_an_end_user_is_erased_for_scripts(self, acme: Cli) -> None:
+        acme.good("devices", "register", "acme", "b-1", "b-2", "--reference-id", "user-1")
+        actor, _ = create_key(acme)
+        said = acme.json(*self.ERASE, "--yes", "--reason", "asked", "--on-behalf-of", actor, "--request-id", "once")
+        assert (said["devices_removed"], said["keys_removed"], said["connect_links_removed"]) == (2, 0, 0)
+        assert said["events_rewritten"] == 2
+        assert said["propagation"]["complete"]
+        assert acme.json("devices", "list", "acme") == {"devices": []}
+        assert (
+            acme.json(*self.ERASE, "--yes", "--reason", "asked", "--on-behalf-of", actor, "--request-id", "once")[
+                "devices_removed"
+            ]
+            == 0
+        )
+        (event,) = acme.service.query("SELECT * FROM event WHERE subject_kind = 'end_user'")
+        assert (event["reason"], event["on_behalf_of_key_id"], event["request_id"]) == ("asked", actor, "once")
+
+    def test_people_are_asked_first_and_told_what_was_removed(self, acme: Cli) -> None:
+        acme.good("devices", "register", "acme", "b-1", "--reference-id", "user-1")
+        done = acme.run(*self.ERASE, stdin="y\n")
+        assert done.exit_code == 0
+        assert "'user-1'" in done.stderr
+        assert done.stdout == "removed 1 devices, 0 keys, 0 links; rewrote 1 events\n"
+
+    @pytest.mark.parametrize("answer", ["n\n", "\n", ""])
+    def test_without_a_yes_nothing_is_erased(self, acme: Cli, answer: str) -> None:
+        acme.good("devices", "register", "acme", "b-1", "--reference-id", "user-1")
+        assert acme.run(*self.ERASE, stdin=answer).exit_code == 1
+        assert "b-1" in acme.good("devices", "list", "acme")
+
+
 class TestKeys:
     def test_create_get_list_and_update_for_scripts(self, acme: Cli) -> None:
         made = acme.json(
