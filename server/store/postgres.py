@@ -3,22 +3,52 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import peewee
 import psycopg
+from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from server.store.contract import StoreUnavailable, seconds_left
+from server.store.contract import StoreUnavailable, deadline_within, seconds_left
+
+T = TypeVar("T")
 
 # The longest that a transaction waits for a connection, and for the write lock, where its caller would wait longer.
 CONNECTION_SECONDS = 2.0
 LOCK_SECONDS = 5.0
 # What a statement may take where no caller's deadline is nearer.
 STATEMENT_SECONDS = 30.0
+# How long the server waits for the next statement of a transaction. A process that vanished in the middle of one, with
+# its machine or the network, must not keep the write lock until the server's own keepalives find out, hours later; nor
+# longer than others wait for it.
+IDLE_SECONDS = 4.0
+# How long a connection may take to prove that it is alive.
+PROOF_SECONDS = 1.0
+# How long an answer is waited for where the caller's deadline has passed: enough to end a transaction in good order.
+LAST_ANSWER_SECONDS = 0.1
+# How much later than the server, which gives up on a statement by itself, this side gives up on the server.
+GRACE_SECONDS = 1.0
+
+# What a connection is like where the URL does not say otherwise. The limits of TCP find out about connections that
+# nobody waits for, before anybody does.
+_CONNECTION = {
+    "application_name": "texture-auth",
+    "connect_timeout": "2",
+    # A standby lags behind: it would still allow what has been revoked.
+    "target_session_attrs": "primary",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
 # Any number will do, so long as every migration of this project takes the same.
 _MIGRATION_LOCK = 7_297_004
 
@@ -40,25 +70,59 @@ class _PooledDatabase(peewee.PostgresqlDatabase):
         """Leave the connection to the pool."""
 
 
+class _Connection(psycopg.Connection[Any]):
+    """A connection for whose answers nobody waits beyond the deadline of the call under way.
+
+    The limits that the server keeps are of no use where the server, or the way to it, has gone silent.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.made = time.monotonic()
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        """Wait for an answer. Raises OperationalError, after closing the connection, where it does not come in time."""
+        longest = max(LAST_ANSWER_SECONDS, min(seconds_left(), STATEMENT_SECONDS + GRACE_SECONDS))
+        try:
+            return super().wait(gen, interval, longest if timeout is None else min(timeout, longest))
+        except psycopg.OperationalError as error:
+            if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise
+            # The answer may still come, and must not be taken for that to the next question.
+            self.close()
+            raise psycopg.OperationalError("the database did not answer in time") from error
+
+
 class PostgresEngine:
     """Transactions on a Postgres database, over a pool of connections.
 
-    `connections` is how many threads may be in a transaction at once; one more waits, for two seconds at most.
+    `connections` is how many threads may be in a transaction at once; one more waits, for two seconds at most. The URL
+    may name several hosts, of which the primary is used, and any parameter of libpq. Raises StoreUnavailable where
+    libpq does not understand it.
     """
 
     def __init__(self, url: str, connections: int) -> None:
+        try:
+            given = conninfo_to_dict(url)
+            parameters = make_conninfo(url, **{name: _CONNECTION[name] for name in _CONNECTION.keys() - given.keys()})
+        except psycopg.ProgrammingError:
+            # Its words may quote a password.
+            raise StoreUnavailable("its URL is not one that Postgres's own library understands") from None
         self.database: Any = _PooledDatabase()
-        self._pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
-            url,
+        self._pool: ConnectionPool[_Connection] = ConnectionPool(
+            parameters,
+            connection_class=_Connection,
             min_size=1,
             max_size=connections,
             # Tries again at once when the next transaction asks, instead of waiting ever longer by itself.
             reconnect_timeout=1.0,
-            check=ConnectionPool.check_connection,
-            kwargs={"autocommit": True, "connect_timeout": 2, "application_name": "texture-auth"},
+            check=self._check,
+            kwargs={"autocommit": True},
             open=False,
         )
         self._opened = threading.Lock()
+        self._discarding = threading.Lock()
+        self._discarded = -math.inf
 
     def create(self) -> None:
         """Do nothing: a database is made by those who run Postgres."""
@@ -73,11 +137,16 @@ class PostgresEngine:
     def writing(self) -> Iterator[peewee.Database]:
         """Take the write lock, and open a transaction that the caller commits; it is rolled back otherwise.
 
-        Raises StoreUnavailable, also where the lock is not to be had in time.
+        Raises StoreUnavailable, also where the lock is not to be had in time, or the server takes no writes.
         """
-        with self._transaction("BEGIN ISOLATION LEVEL READ COMMITTED"):
-            # Whoever comes later waits here, and then sees all that was committed before.
-            self.database.execute_sql('SELECT 1 FROM "revision" WHERE "row" = 1 FOR UPDATE')
+        with self._transaction("BEGIN ISOLATION LEVEL READ COMMITTED") as connection:
+            try:
+                # Whoever comes later waits here, and then sees all that was committed before.
+                connection.execute('SELECT 1 FROM "revision" WHERE "row" = 1 FOR UPDATE')
+            except psycopg.errors.ReadOnlySqlTransaction:
+                # Another server may have taken its place, which only a new connection finds.
+                self._discard(connection)
+                raise
             yield self.database
 
     @contextmanager
@@ -98,22 +167,25 @@ class PostgresEngine:
         self._pool.close()
 
     @contextmanager
-    def _transaction(self, begin: str) -> Iterator[None]:
+    def _transaction(self, begin: str) -> Iterator[_Connection]:
         """Run a block in a transaction, which ends with it. What the block has not committed is rolled back."""
         if not self.database.is_closed():
             raise RuntimeError("a thread has one transaction at a time")
         limits = (
             f"SET LOCAL statement_timeout = {_milliseconds(STATEMENT_SECONDS)};"
-            f"SET LOCAL lock_timeout = {_milliseconds(LOCK_SECONDS)}"
+            f"SET LOCAL lock_timeout = {_milliseconds(LOCK_SECONDS)};"
+            f"SET LOCAL idle_in_transaction_session_timeout = {round(IDLE_SECONDS * 1000)}"
         )
         try:
             self._open()
-            with self._pool.connection(timeout=min(CONNECTION_SECONDS, seconds_left())) as connection:
+            with ExitStack() as stack:
+                with deadline_within(CONNECTION_SECONDS):
+                    connection = stack.enter_context(self._pool.connection(timeout=seconds_left()))
                 self.database.checked_out.connection = connection
-                self.database.connect()
                 try:
+                    self.database.connect()
                     connection.execute(f"{begin};{limits}")
-                    yield
+                    yield connection
                 finally:
                     self.database.close()
                     if not connection.closed and connection.info.transaction_status:
@@ -126,6 +198,26 @@ class PostgresEngine:
         except (peewee.DatabaseError, peewee.InterfaceError, psycopg.Error) as error:
             # The first line: the rest may quote the statement.
             raise StoreUnavailable(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+    def _check(self, connection: _Connection) -> None:
+        """Make sure that a connection which lay in the pool still leads to the database. Raises psycopg.Error."""
+        try:
+            with deadline_within(PROOF_SECONDS):
+                connection.execute("")
+        except psycopg.Error:
+            self._discard(connection)
+            raise
+
+    def _discard(self, connection: _Connection) -> None:
+        """Close a connection, and with it the others of its time, which have most likely met with the same fate.
+
+        Otherwise each of them would have to be tried, and the pool waits longer after every one that fails.
+        """
+        connection.close()
+        with self._discarding:
+            if connection.made > self._discarded:
+                self._discarded = time.monotonic()
+                self._pool.drain()
 
     def _open(self) -> None:
         """Start the pool's threads when they are first needed, after any fork."""

@@ -9,9 +9,11 @@ import structlog
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import OVERALL_HEALTH, HealthServicer
 
-from server.store.contract import StoreUnavailable
+from server.store.contract import StoreUnavailable, deadline_within
 
 PROBE_SECONDS = 1.0
+# How long the store may take to answer. One that takes longer is of no use to a call either.
+ANSWER_SECONDS = 2.0
 
 _log = structlog.get_logger("texture_auth.health")
 
@@ -59,7 +61,8 @@ class HealthMonitor:
     def _probe(self) -> None:
         cause = ""
         try:
-            self._ping()
+            with deadline_within(ANSWER_SECONDS):
+                self._ping()
         except StoreUnavailable as error:
             cause = str(error) or "the store is unavailable"
         except Exception as error:  # noqa: BLE001 - a monitor that dies says SERVING for ever

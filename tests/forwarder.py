@@ -1,0 +1,103 @@
+"""A way to a database that can be cut without anybody being told, as a network does it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit, urlunsplit
+
+Direction = Literal["questions", "answers"]
+BOTH: frozenset[Direction] = frozenset({"questions", "answers"})
+
+
+@dataclass
+class _Link:
+    """One connection and what of it is lost on the way, its end included."""
+
+    client: socket.socket
+    server: socket.socket
+    lost: frozenset[Direction]
+    pumps: list[threading.Thread] = field(default_factory=list)
+
+    def pump(self, direction: Direction) -> None:
+        source, target = (self.client, self.server) if direction == "questions" else (self.server, self.client)
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if direction not in self.lost:
+                    target.sendall(data)
+            if direction not in self.lost:
+                target.shutdown(socket.SHUT_WR)
+
+
+class Forwarder:
+    """Listens on a port of its own, and forwards to a socket."""
+
+    def __init__(self, to: Path) -> None:
+        self._to = to
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._links: list[_Link] = []
+        self._lock = threading.Lock()
+        self._lost: frozenset[Direction] = frozenset()
+        self._acceptor = threading.Thread(target=self._accept, name="forwarder")
+        self._acceptor.start()
+
+    def url_of(self, url: str) -> str:
+        """Return the URL that leads through here to the database of another URL."""
+        parts = urlsplit(url)
+        port = self._listener.getsockname()[1]
+        return urlunsplit(parts._replace(netloc=f"{parts.username}@127.0.0.1:{port}", query=""))
+
+    def lose(self, lost: frozenset[Direction] = BOTH) -> None:
+        """Lose what is sent from now on. What was connected until `recover` stays silent for ever."""
+        with self._lock:
+            self._lost = lost
+            for link in self._links:
+                link.lost |= lost
+
+    def recover(self) -> None:
+        """Forward for those who connect from now on."""
+        with self._lock:
+            self._lost = frozenset()
+
+    def close(self) -> None:
+        """End every connection, and wait for the threads."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join()
+        self._listener.close()
+        for link in self._links:
+            for end in (link.client, link.server):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            for pump in link.pumps:
+                pump.join()
+            link.client.close()
+            link.server.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(str(self._to))
+                with self._lock:
+                    link = _Link(client, server, self._lost)
+                    self._links.append(link)
+                for direction in BOTH:
+                    thread = threading.Thread(target=link.pump, args=(direction,), name=f"forwarder-{direction}")
+                    link.pumps.append(thread)
+                    thread.start()
+
+
+@contextmanager
+def forwarding(to: Path) -> Iterator[Forwarder]:
+    """Forward to a socket until the block ends."""
+    forwarder = Forwarder(to)
+    try:
+        yield forwarder
+    finally:
+        forwarder.close()
