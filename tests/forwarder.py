@@ -64,15 +64,21 @@ class Forwarder:
         with self._lock:
             self._lost = frozenset()
 
+    def cut(self) -> None:
+        """End every connection, for both sides to see."""
+        with self._lock:
+            for link in self._links:
+                for end in (link.client, link.server):
+                    with suppress(OSError):
+                        end.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """End every connection, and wait for the threads."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._acceptor.join()
         self._listener.close()
+        self.cut()
         for link in self._links:
-            for end in (link.client, link.server):
-                with suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
             for pump in link.pumps:
                 pump.join()
             link.client.close()
