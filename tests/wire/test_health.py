@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2
 
-from server.store.contract import StoreUnavailable
-from server.wire.health import HealthMonitor
+from server.store.contract import StoreUnavailable, seconds_left
+from server.wire.health import ANSWER_SECONDS, HealthMonitor
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 # Check does not look at it.
@@ -50,6 +50,15 @@ def test_health_outlives_every_failure_and_recovers_by_itself(failure: Exception
         assert status(monitor) == SERVING
     finally:
         monitor.stop()
+
+
+def test_a_store_has_a_limit_for_its_answer() -> None:
+    limits: list[float] = []
+    monitor = HealthMonitor(lambda: limits.append(seconds_left()), [])
+    monitor.start()
+    monitor.stop()
+    assert limits
+    assert max(limits) <= ANSWER_SECONDS
 
 
 def _drain(probe: Probe) -> None:
