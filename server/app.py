@@ -53,11 +53,14 @@ class Database:
     store: PeeweeStore
 
 
-def open_database(settings: Settings) -> Database:
-    """Return the store of the settings. Nothing is opened before it is used."""
+def open_database(settings: Settings, *, read_only: bool = False) -> Database:
+    """Return the store of the settings. Nothing is opened before it is used.
+
+    One that is `read_only` is for looking at it: it is left as it is.
+    """
     engine: Engine
     if settings.sqlite_path is not None:
-        engine = SqliteEngine(settings.sqlite_path)
+        engine = SqliteEngine(settings.sqlite_path, read_only=read_only)
     else:
         # One connection for each call that is worked on, one for health and one for housekeeping.
         engine = PostgresEngine(settings.database, settings.threads + 2)
@@ -78,6 +81,13 @@ def migrate(settings: Settings) -> tuple[str, ...]:
         engine.close()
 
 
+def peppers_path(settings: Settings) -> Path | None:
+    """Return the file that the peppers are in, or in development will be; None for none."""
+    if settings.peppers is not None:
+        return None
+    return settings.peppers_file or (settings.folder / "peppers" if settings.development else None)
+
+
 def load_peppers(settings: Settings) -> Peppers:
     """Return the peppers of the settings; in development, made on first use. Raises StartRefused."""
     name, text = f"{PREFIX}PEPPERS", None
@@ -85,13 +95,11 @@ def load_peppers(settings: Settings) -> Peppers:
         text = settings.peppers.get_secret_value()
     else:
         name = f"{PREFIX}PEPPERS_FILE"
-        path = settings.peppers_file
+        path = peppers_path(settings)
         if path is None:
-            if not settings.development:
-                raise StartRefused(f"{name}: is needed, or {PREFIX}PEPPERS, except in development")
-            path = settings.folder / "peppers"
-            if not path.exists():
-                _write_secret(path, f"dev-{secrets.token_hex(4)} {secrets.token_hex(32)}\n")
+            raise StartRefused(f"{name}: is needed, or {PREFIX}PEPPERS, except in development")
+        if settings.peppers_file is None and not path.exists():
+            _write_secret(path, f"dev-{secrets.token_hex(4)} {secrets.token_hex(32)}\n")
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -134,7 +142,7 @@ class App:
         Raises StartRefused, with what to do; StoreUnavailable.
         """
         self._settings = settings
-        self._listeners = _listeners(settings)
+        self._listeners = load_listeners(settings)
         self.addresses: tuple[str, ...] = ()
         self._database = open_database(settings)
         if settings.development:
@@ -262,8 +270,11 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _listeners(settings: Settings) -> list[Listener]:
-    """Return where to listen, and with which certificate; in plain text only where that was asked for by name."""
+def load_listeners(settings: Settings) -> list[Listener]:
+    """Return where to listen, and with which certificate; in plain text only where that was asked for by name.
+
+    Raises StartRefused, with what to do.
+    """
     if settings.tls_certificate is None or settings.tls_private_key is None:
         if settings.development or settings.insecure_plaintext:
             return [Listener(settings.listen, None)]

@@ -164,7 +164,8 @@ class Settings(BaseSettings):
     @property
     def database_name(self) -> str:
         """The database without the password, for people."""
-        return re.sub(r"(//[^/@]*):[^/@]*@", r"\1@", self.database.partition("?")[0])
+        # Up to the last @: a password that should have been escaped, and is not, must not be shown either.
+        return re.sub(r"(//[^:/@]*):.*@", r"\1@", self.database).partition("?")[0]
 
 
 def load(**flags: object) -> Settings:

@@ -43,7 +43,12 @@ class Peppers:
         self.signing_id = peppers[0].pepper_id
 
     def __repr__(self) -> str:
-        return f"Peppers({', '.join(self._by_id)})"
+        return f"Peppers({', '.join(self.pepper_ids)})"
+
+    @property
+    def pepper_ids(self) -> tuple[str, ...]:
+        """Their ids; the first signs."""
+        return tuple(self._by_id)
 
     @classmethod
     def parse(cls, text: str) -> Peppers:

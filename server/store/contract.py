@@ -118,6 +118,17 @@ class Belongings:
     connect_links: int
 
 
+@dataclass(frozen=True, slots=True)
+class PepperUsage:
+    """How much would be lost with a pepper: secrets and links in force under it, and the first few whose they are."""
+
+    keys: int = 0
+    callers: int = 0
+    links: int = 0
+    some_key_ids: tuple[str, ...] = ()
+    some_caller_ids: tuple[str, ...] = ()
+
+
 class Reader(Protocol):
     """One consistent snapshot. Usable inside its `with` block, by the thread that opened it.
 
@@ -176,6 +187,16 @@ class Reader(Protocol):
 
     def list_end_user_events(self, end_user: EndUser, after: Cursor | None, limit: int) -> Page[Event]:
         """List the events that hold this end user, before the change or after it, oldest first."""
+
+    def newest_event_time(self) -> datetime | None:
+        """Return the time of the event that was recorded last; None where there is none."""
+
+    def pepper_usage(self, now: datetime) -> Mapping[str, PepperUsage]:
+        """Return what is in force under each pepper, by the pepper's id; one that nothing needs is not in it.
+
+        Counted are secrets that are not retired by `now`, of keys and callers that are not revoked (a key that is
+        suspended or expired may come back), and Connect links that are neither completed nor cancelled nor expired.
+        """
 
 
 class Writer(Reader, Protocol):

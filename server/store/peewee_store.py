@@ -28,6 +28,7 @@ from server.store.contract import (
     Duplicate,
     KeyFilter,
     Page,
+    PepperUsage,
     Reader,
     StoreUnavailable,
     Writer,
@@ -40,6 +41,8 @@ T = TypeVar("T")
 _ROWS_A_STATEMENT = 500
 # A page ends early once its rows, written out, have so many characters: clients accept 4 MiB by default.
 _PAGE_CHARACTERS = 1_000_000
+# How many of those who need a pepper are named.
+_NAMED = 10
 
 
 class Engine(Protocol):
@@ -221,6 +224,38 @@ class PeeweeReader:
         table, index = tables.Event, tables.EventEndUser
         query = table.select().where(table.event_id.in_(index.select(index.event_id).where(_of(index, end_user))))
         return self._page(query, (table.event_id, table.subject_id), after, limit, _each(rows.to_event))
+
+    def newest_event_time(self) -> datetime | None:
+        """Return the time of the newest event."""
+        row = self._first(tables.Event.select(tables.Event.event_time).order_by(tables.Event.event_id.desc()))
+        return None if row is None else row["event_time"]
+
+    def pepper_usage(self, now: datetime) -> Mapping[str, PepperUsage]:
+        """Return what is in force under each pepper."""
+        key, caller, link = tables.Key, tables.Caller, tables.ConnectLink
+        keys = _secrets_in_force(tables.KeyGeneration, key, key.state != KeyState.REVOKED.value, now)
+        callers = _secrets_in_force(tables.CallerGeneration, caller, caller.revoke_time.is_null(), now)
+        links = link.select(link.pepper_id).where(
+            link.complete_time.is_null() & link.cancel_time.is_null() & (link.expire_time > now)
+        )
+        counts = [self._count_by_pepper(query) for query in (keys, callers, links)]
+        return {
+            pepper_id: PepperUsage(
+                *(count.get(pepper_id, 0) for count in counts),
+                self._some_under(pepper_id, tables.KeyGeneration, keys, key.key_id),
+                self._some_under(pepper_id, tables.CallerGeneration, callers, caller.caller_id),
+            )
+            for pepper_id in sorted(set().union(*counts))
+        }
+
+    def _count_by_pepper(self, query: Any) -> dict[str, int]:
+        (pepper_id,) = query.selected_columns
+        counted = query.select(pepper_id, peewee.fn.COUNT(1).alias("count")).group_by(pepper_id)
+        return {row["pepper_id"]: row["count"] for row in self._rows(counted)}
+
+    def _some_under(self, pepper_id: str, generations: Any, query: Any, name: peewee.Field) -> tuple[str, ...]:
+        named = query.select(name).distinct().where(generations.pepper_id == pepper_id).order_by(name).limit(_NAMED)
+        return tuple(row[name.name] for row in self._rows(named))
 
     def _rows(self, query: Any) -> list[dict[str, Any]]:
         return list(query.dicts().execute(self._database))
@@ -570,6 +605,13 @@ def _fitting(found: list[dict[str, Any]]) -> int:
 def _storable(ids: Collection[str]) -> list[str]:
     """Return the ids that a row could have. Postgres has no NUL in a text, and refuses to be asked for one."""
     return [one for one in ids if "\0" not in one]
+
+
+def _secrets_in_force(generations: Any, owner: Any, live: Any, now: datetime) -> Any:
+    """Return the query of the secrets that are not retired, of owners that are live."""
+    retiring = generations.retire_time.is_null() | (generations.retire_time > now)
+    joined = generations.select(generations.pepper_id).join(owner, on=(generations.key_id == owner.key_id))
+    return joined.where(retiring & live)
 
 
 def _to_revision(row: Mapping[str, Any]) -> Revision:

@@ -26,19 +26,44 @@ _PRAGMAS = (
 _RETRY_SECONDS = 0.02
 
 
+
+def looking_uri(path: Path) -> str:
+    """Return the URI to open a file by that is to be looked at, and left as it is.
+
+    Where there is no log, a connection that may not write would leave an empty one behind; one that may, but does not,
+    tidies up. Where there is one, a connection that may write could be the last to go, and fold it in.
+    """
+    return _uri(path, "ro" if beside(path, "-wal").exists() else "rw")
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Return the file that SQLite keeps beside a database: `-wal` its log, `-shm` that log's index, `-journal`."""
+    return path.with_name(path.name + suffix)
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"file:{quote(str(path.absolute()))}?mode={mode}"
+
+
 class SqliteEngine:
     """Connections to one SQLite file, one for each thread, and its transactions.
 
     The file is never made by opening it: only `create` does that, so that a file that was moved away is noticed, and
     not replaced by an empty one. A file that took the place of the one first opened is never used: the old one's log
     may lie beside it, and SQLite would read that log into it.
+
+    A `read_only` engine changes nothing, and leaves a store that it did not find in write-ahead mode as it is.
     """
 
-    def __init__(self, path: Path, busy_seconds: float = BUSY_SECONDS) -> None:
+    def __init__(self, path: Path, busy_seconds: float = BUSY_SECONDS, *, read_only: bool = False) -> None:
         self._path = path
         self._busy_seconds = busy_seconds
+        self._read_only = read_only
         self.database = peewee.SqliteDatabase(
-            f"file:{quote(str(path.absolute()))}?mode=rw", pragmas=_PRAGMAS, timeout=busy_seconds, uri=True
+            looking_uri(path) if read_only else _uri(path, "rw"),
+            pragmas=(*_PRAGMAS, ("query_only", 1)) if read_only else _PRAGMAS,
+            timeout=busy_seconds,
+            uri=True,
         )
         self._identity: tuple[int, int] | None = None
         # SQLite's own lock is polled for, and is not fair. Within the process, writers queue here first.
@@ -129,7 +154,7 @@ class SqliteEngine:
             raise StoreUnavailable(f"{self._path} was replaced by another file: stop this process, then start it again")
         if self.database.connect(reuse_if_open=True):
             try:
-                if self.database.pragma("journal_mode") != "wal":
+                if not self._read_only and self.database.pragma("journal_mode") != "wal":
                     self._write_ahead()
             except BaseException:
                 self.database.close()

@@ -20,6 +20,10 @@ def test_the_first_pepper_signs() -> None:
     assert Peppers([NEW, OLD]).digest("text")[0] == "new"
 
 
+def test_its_ids_are_told_in_order() -> None:
+    assert Peppers([NEW, OLD]).pepper_ids == ("new", "old")
+
+
 def test_a_digest_is_hmac_sha256_under_the_signing_pepper() -> None:
     assert Peppers([NEW, OLD]).digest("text") == ("new", hmac.new(NEW.secret, b"text", hashlib.sha256).digest())
 

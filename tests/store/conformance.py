@@ -13,10 +13,13 @@ from tests.store.promises_of_entities import EntityPromises
 from tests.store.promises_of_lists import ListPromises
 from tests.store.promises_of_races import RacePromises
 from tests.store.promises_of_transactions import TransactionPromises
+from tests.store.promises_of_upkeep import UpkeepPromises
 from tests.store.support import Threads
 
 
-class StoreConformance(EntityPromises, EndUserPromises, TransactionPromises, ListPromises, RacePromises):
+class StoreConformance(
+    EntityPromises, EndUserPromises, TransactionPromises, ListPromises, RacePromises, UpkeepPromises
+):
     """Every promise of `server.store.contract`. A subclass gives an engine on a new, migrated, empty database."""
 
     @pytest.fixture
