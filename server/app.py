@@ -75,7 +75,7 @@ def migrate(settings: Settings) -> tuple[str, ...]:
     engine = open_database(settings).engine
     engine.create()
     try:
-        _refuse_newer(schema.inspect(engine))
+        refuse_newer(schema.inspect(engine))
         return schema.migrate(engine)
     finally:
         engine.close()
@@ -299,12 +299,13 @@ def load_listeners(settings: Settings) -> list[Listener]:
 
 def _refuse_other_schema(engine: Engine) -> None:
     state = schema.inspect(engine)
-    _refuse_newer(state)
+    refuse_newer(state)
     if state.pending:
         raise StartRefused(f"the database lacks {', '.join(state.pending)}: run 'texture-auth migrate' first")
 
 
-def _refuse_newer(state: schema.SchemaState) -> None:
+def refuse_newer(state: schema.SchemaState) -> None:
+    """Refuse a store that a newer release has been at. Raises StartRefused."""
     if state.unknown:
         names = ", ".join(state.unknown)
         raise StartRefused(f"the database was migrated by a newer release ({names}): run that release")

@@ -23,6 +23,8 @@ DENIED = 3
 UNAVAILABLE = 4
 NOT_ADMITTED = 5
 
+CALLER_KEY_VARIABLE = "TEXTURE_AUTH_CALLER_KEY"
+
 EXIT_CODES = """
 Exit codes: 0 done, or allowed; 1 refused; 2 wrong usage; 3 denied (authorize); 4 the service cannot be reached or
 cannot answer; 5 the caller's credential is missing or unknown, or lacks the role.
@@ -108,7 +110,7 @@ class Client:
 
         Empty where there is none and a client certificate stands for it.
         """
-        key = os.environ.get("TEXTURE_AUTH_CALLER_KEY", "")
+        key = os.environ.get(CALLER_KEY_VARIABLE, "")
         if self.caller_key_file is not None:
             try:
                 key = self.caller_key_file.read_text("utf-8")

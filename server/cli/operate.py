@@ -18,7 +18,7 @@ from server.settings import Settings, SettingsInvalid, load
 from server.store.contract import StoreUnavailable
 from server.wire.server import AddressTaken
 
-_FLAGS: dict[str, Any] = {
+FLAGS: dict[str, Any] = {
     "database": None,
     "listen": None,
     "development": bool,
@@ -43,12 +43,12 @@ _FLAGS: dict[str, Any] = {
 _STORE_FLAGS = ("database", "development", "development_folder", "peppers_file")
 
 
-def _settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the flags of some settings; their help is the settings' own description."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for name in reversed(names):
-            kind = _FLAGS[name]
+            kind = FLAGS[name]
             help_text = f"{Settings.model_fields[name].description} [env: TEXTURE_AUTH_{name.upper()}]"
             flag = f"--{name.replace('_', '-')}"
             if kind is bool:
@@ -60,7 +60,8 @@ def _settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..
     return decorate
 
 
-def _load(**flags: Any) -> Settings:
+def load_settings(**flags: Any) -> Settings:
+    """Return the settings; where one is bad, say so and end."""
     try:
         return load(**flags)
     except SettingsInvalid as error:
@@ -68,10 +69,10 @@ def _load(**flags: Any) -> Settings:
 
 
 @click.command()
-@_settings_options(*_FLAGS)
+@settings_options(*FLAGS)
 def serve(**flags: Any) -> None:
     """Serve until SIGTERM or SIGINT; a second one stops at once."""
-    settings = _load(**flags)
+    settings = load_settings(**flags)
     logs.configure(settings.log_format or ("console" if settings.development else "json"), settings.log_level)
     signals = app.Signals()
     try:
@@ -102,10 +103,10 @@ def leave(code: int) -> None:
 
 
 @click.command()
-@_settings_options("database")
+@settings_options("database")
 def migrate(**flags: Any) -> None:
     """Bring the database's tables up to this release, making the database if there is none."""
-    settings = _load(**flags)
+    settings = load_settings(**flags)
     try:
         applied = app.migrate(settings)
     except app.StartRefused as error:
@@ -120,10 +121,10 @@ def migrate(**flags: Any) -> None:
 
 @click.command()
 @click.argument("caller_id", default="operator")
-@_settings_options(*_STORE_FLAGS)
+@settings_options(*_STORE_FLAGS)
 def bootstrap(caller_id: str, **flags: Any) -> None:
     """Make the first operator, on the database itself, and print its key to standard output."""
-    settings = _load(**flags)
+    settings = load_settings(**flags)
     try:
         key = app.bootstrap(settings, caller_id)
     except (app.StartRefused, Refusal) as error:

@@ -13,6 +13,7 @@ from server.cli.client import EXIT_CODES, Client, Identity
 from server.cli.devices import devices
 from server.cli.keys import keys
 from server.cli.links import links
+from server.cli.maintain import backup, doctor, restore
 from server.cli.operate import bootstrap, migrate, serve
 from server.cli.workspaces import workspaces
 from server.domain.token import holds_token
@@ -82,8 +83,9 @@ def root(
 ) -> None:
     """Texture Auth: may the holder of this API key act on this device?
 
-    `serve`, `migrate` and `bootstrap` work on the server's own settings; every other command calls a running service
-    over gRPC, as any caller would. Keys and tokens are read from standard input or a prompt, never from the arguments.
+    `serve`, `migrate`, `bootstrap`, `doctor`, `backup` and `restore` work on the server's own settings; every other
+    command calls a running service over gRPC, as any caller would. Keys and tokens are read from standard input or a
+    prompt, never from the arguments.
     """
     if any(holds_token(argument) for argument in sys.argv[1:]):
         raise click.UsageError(
@@ -98,5 +100,18 @@ def root(
     ctx.obj = Client(address, caller_key_file, tls_ca, identity, insecure_plaintext, timeout)
 
 
-for command in (serve, migrate, bootstrap, callers, workspaces, keys, links, devices, authorize):
+for command in (
+    serve,
+    migrate,
+    bootstrap,
+    doctor,
+    backup,
+    restore,
+    callers,
+    workspaces,
+    keys,
+    links,
+    devices,
+    authorize,
+):
     root.add_command(command)

@@ -238,14 +238,16 @@ class PeeweeReader:
         links = link.select(link.pepper_id).where(
             link.complete_time.is_null() & link.cancel_time.is_null() & (link.expire_time > now)
         )
-        counts = [self._count_by_pepper(query) for query in (keys, callers, links)]
+        of_keys, of_callers, of_links = (self._count_by_pepper(query) for query in (keys, callers, links))
         return {
             pepper_id: PepperUsage(
-                *(count.get(pepper_id, 0) for count in counts),
-                self._some_under(pepper_id, tables.KeyGeneration, keys, key.key_id),
-                self._some_under(pepper_id, tables.CallerGeneration, callers, caller.caller_id),
+                keys=of_keys.get(pepper_id, 0),
+                callers=of_callers.get(pepper_id, 0),
+                links=of_links.get(pepper_id, 0),
+                some_key_ids=self._some_under(pepper_id, tables.KeyGeneration, keys, key.key_id),
+                some_caller_ids=self._some_under(pepper_id, tables.CallerGeneration, callers, caller.caller_id),
             )
-            for pepper_id in sorted(set().union(*counts))
+            for pepper_id in sorted({*of_keys, *of_callers, *of_links})
         }
 
     def _count_by_pepper(self, query: Any) -> dict[str, int]:

@@ -26,14 +26,13 @@ _PRAGMAS = (
 _RETRY_SECONDS = 0.02
 
 
-
 def looking_uri(path: Path) -> str:
     """Return the URI to open a file by that is to be looked at, and left as it is.
 
     Where there is no log, a connection that may not write would leave an empty one behind; one that may, but does not,
     tidies up. Where there is one, a connection that may write could be the last to go, and fold it in.
     """
-    return _uri(path, "ro" if beside(path, "-wal").exists() else "rw")
+    return uri(path, "ro" if beside(path, "-wal").exists() else "rw")
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -41,7 +40,8 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _uri(path: Path, mode: str) -> str:
+def uri(path: Path, mode: str) -> str:
+    """Return the URI to open a file by, which does not make it: `rw`, or `ro` to read only."""
     return f"file:{quote(str(path.absolute()))}?mode={mode}"
 
 
@@ -60,7 +60,7 @@ class SqliteEngine:
         self._busy_seconds = busy_seconds
         self._read_only = read_only
         self.database = peewee.SqliteDatabase(
-            looking_uri(path) if read_only else _uri(path, "rw"),
+            looking_uri(path) if read_only else uri(path, "rw"),
             pragmas=(*_PRAGMAS, ("query_only", 1)) if read_only else _PRAGMAS,
             timeout=busy_seconds,
             uri=True,
