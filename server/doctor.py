@@ -51,6 +51,18 @@ class Finding:
     to_do: str = ""
 
 
+def _ok(check: str, found: str) -> Finding:
+    return Finding(check, Level.OK, found)
+
+
+def _warning(check: str, found: str, to_do: str) -> Finding:
+    return Finding(check, Level.WARNING, found, to_do)
+
+
+def _failure(check: str, found: str, to_do: str) -> Finding:
+    return Finding(check, Level.FAILURE, found, to_do)
+
+
 def examine(
     flags: Mapping[str, object],
     environment: Mapping[str, str],
@@ -66,24 +78,30 @@ def examine(
         settings = load(**flags)
     except SettingsInvalid as error:
         for line in str(error).splitlines():
-            yield Finding("settings", Level.FAILURE, line, "correct it; nothing else was looked at")
+            yield _failure("settings", line, "correct it; nothing else was looked at")
         return
-    yield Finding("settings", Level.OK, "every value can be right")
+    yield _ok("settings", "every value can be right")
     peppers, findings = _peppers(settings)
-    yield from _database(settings, peppers, clock)
     yield from findings
+    yield from _database(settings, peppers, clock)
     yield from _tls(settings, clock())
 
 
 def _unknown_variables(environment: Mapping[str, str], client_variables: Collection[str]) -> Iterator[Finding]:
-    known = {*(PREFIX + name.upper() for name in Settings.model_fields), *client_variables}
+    known = {
+        *(name.upper() for name in Settings.model_fields),
+        *(name.removeprefix(PREFIX) for name in client_variables),
+    }
     for name in sorted(environment):
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
-            near = difflib.get_close_matches(name.upper(), known, 1)
+        rest = name.upper().removeprefix(PREFIX)
+        if name.upper().startswith(PREFIX) and rest not in known:
+            near = difflib.get_close_matches(rest, known, 1)
             meant = (
-                f"if {near[0]} is meant, name it so" if near else "'texture-auth serve --help' lists those there are"
+                f"name it {PREFIX}{near[0]}, if that is meant"
+                if near
+                else "see 'texture-auth serve --help' for its name"
             )
-            yield Finding("settings", Level.WARNING, f"{name} is set, and nothing reads it", f"{meant}; or unset it")
+            yield _warning("settings", f"{name} is set, and nothing reads it", f"{meant}; or unset it")
 
 
 def _database(settings: Settings, peppers: Peppers | None, clock: Clock) -> Iterator[Finding]:
@@ -110,53 +128,52 @@ def _database(settings: Settings, peppers: Peppers | None, clock: Clock) -> Iter
                 yield from _contents(store, peppers, clock())
         except StoreUnavailable as error:
             yield _unavailable(settings, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding: of a user without rights, say
+            text = f"{settings.database_name} cannot be examined: {type(error).__name__}: {error}"
+            to_do = "see that this user may read every table of it"
+            yield _failure("database", text, to_do)
 
 
 def _no_file(settings: Settings) -> Finding:
     if settings.development:
-        return Finding("database", Level.OK, f"{settings.database_name} will be made by the first start")
+        return _ok("database", f"{settings.database_name} will be made by the first start")
     to_do = "run 'texture-auth migrate' for a new one, or 'texture-auth restore FILE'; or correct the path, which is "
     to_do += "relative to the working directory unless it begins with /"
-    return Finding("database", Level.FAILURE, f"{settings.database_name} is no file", to_do)
+    return _failure("database", f"{settings.database_name} is no file", to_do)
 
 
 def _unavailable(settings: Settings, error: StoreUnavailable) -> Finding:
     if settings.sqlite_path is not None:
         to_do = "see that the file and its folder can be read and written; a damaged one is replaced by 'texture-auth "
         to_do += "restore FILE --replace'"
-        return Finding("database", Level.FAILURE, f"{settings.database_name} cannot be read: {error}", to_do)
+        return _failure("database", f"{settings.database_name} cannot be read: {error}", to_do)
     why = postgres_condition.why_unreachable(settings.database) or str(error)
     to_do = "see that its server runs and admits this user from here; a password belongs in PGPASSFILE or PGPASSWORD"
-    return Finding("database", Level.FAILURE, f"{settings.database_name} cannot be asked: {why}", to_do)
+    return _failure("database", f"{settings.database_name} cannot be asked: {why}", to_do)
 
 
 def _sqlite(settings: Settings, found: SqliteCondition) -> Iterator[Finding]:
     name = settings.database_name
     if found.problems:
-        yield Finding(
+        yield _failure(
             "database",
-            Level.FAILURE,
             f"{name} is damaged: {'; '.join(found.problems)}",
             "stop the servers, and run 'texture-auth restore FILE --replace' with a backup",
         )
     elif found.foreign:
         to_do = f"correct {PREFIX}DATABASE"
-        yield Finding("database", Level.FAILURE, f"{name} is a database of another program", to_do)
+        yield _failure("database", f"{name} is a database of another program", to_do)
     else:
-        size = _size(found.size)
-        yield Finding(
-            "database", Level.OK, f"{name}: {size}, intact as far as quick_check sees, SQLite {found.version}"
-        )
+        yield _ok("database", f"{name}: {_size(found.size)}, passes quick_check, SQLite {found.version}")
     if not found.written_ahead and not found.foreign:
-        to_do = "start a server or run 'texture-auth migrate': either turns it on"
-        yield Finding(
-            "database", Level.WARNING, "the write-ahead log is off: readers and writers get in each other's way", to_do
-        )
-    for file in found.readable_by_others:
-        yield Finding("database", Level.WARNING, f"{file} is open to other users of this machine", f"chmod 600 {file}")
+        to_do = "start a server, which turns it on"
+        yield _warning("database", "the write-ahead log is off, as in a database that was just restored", to_do)
+    if found.open_to_others:
+        text = f"{settings.sqlite_path} is open to other users of this machine"
+        yield _warning("database", text, f"chmod 600 {settings.sqlite_path}")
     if found.free < max(LEAST_FREE, found.size):
         to_do = "make room: a full disk stops every change, revocations included"
-        yield Finding("database", Level.WARNING, f"only {_size(found.free)} are free beside the database", to_do)
+        yield _warning("database", f"only {_size(found.free)} are free beside the database", to_do)
 
 
 def _postgres(settings: Settings, found: PostgresCondition) -> Iterator[Finding]:
@@ -168,16 +185,14 @@ def _postgres(settings: Settings, found: PostgresCondition) -> Iterator[Finding]
         "" if tested else f"plan an upgrade: {postgres_condition.OLDEST_TESTED} is the oldest that is tested",
     )
     if found.standby:
-        yield Finding(
+        yield _failure(
             "database",
-            Level.FAILURE,
             "this is a standby: nothing can be changed in it, and what it answers may be old",
             f"name the primary in {PREFIX}DATABASE",
         )
     for name in found.unsafe:
-        yield Finding(
+        yield _warning(
             "database",
-            Level.WARNING,
             f"{name} is off: a revocation that was acknowledged may be lost when its server fails",
             f"turn {name} on, for this database at least",
         )
@@ -185,10 +200,10 @@ def _postgres(settings: Settings, found: PostgresCondition) -> Iterator[Finding]
     if found.room < needed:
         to_do = f"raise max_connections, or lower {PREFIX}THREADS"
         text = f"its server admits {found.room} connections, and one of these servers takes up to {needed}"
-        yield Finding("database", Level.WARNING, text, to_do)
+        yield _warning("database", text, to_do)
     else:
         text = f"its server admits {found.room} connections: enough for {found.room // needed} servers of {needed}"
-        yield Finding("database", Level.OK, text)
+        yield _ok("database", text)
 
 
 def _postgres_clock(found: PostgresCondition) -> Finding:
@@ -204,12 +219,12 @@ def _postgres_clock(found: PostgresCondition) -> Finding:
 def _schema(state: schema.SchemaState) -> Iterator[Finding]:
     if state.unknown:
         text = f"it was migrated by a newer release ({', '.join(state.unknown)})"
-        yield Finding("schema", Level.FAILURE, text, "run that release")
+        yield _failure("schema", text, "run that release")
     if state.pending:
         text = f"it lacks {', '.join(state.pending)}"
-        yield Finding("schema", Level.FAILURE, text, "run 'texture-auth migrate'")
+        yield _failure("schema", text, "run 'texture-auth migrate'")
     if not state.unknown and not state.pending:
-        yield Finding("schema", Level.OK, "it is this release's")
+        yield _ok("schema", "it is this release's")
 
 
 def _contents(store: Store, peppers: Peppers | None, now: datetime) -> Iterator[Finding]:
@@ -222,83 +237,79 @@ def _contents(store: Store, peppers: Peppers | None, now: datetime) -> Iterator[
 
 def _newest_event(newest: datetime | None, now: datetime) -> Finding:
     if newest is None:
-        return Finding("clock", Level.OK, "there is no event yet to compare this machine's with")
+        return _ok("clock", "there is no event yet to compare this machine's with")
     if newest > now + SKEW_WARNING:
         text = f"the newest event is of {_minute(newest)}, in the future: this machine's was set back, or is slow"
         to_do = "set it right: by a slow clock, keys expire late and overlaps last too long"
-        return Finding("clock", Level.WARNING, text, to_do)
-    return Finding("clock", Level.OK, f"the newest event is of {_minute(newest)}, in the past")
+        return _warning("clock", text, to_do)
+    return _ok("clock", f"the newest event is of {_minute(newest)}, in the past")
 
 
 def _peppers(settings: Settings) -> tuple[Peppers | None, list[Finding]]:
     """Return the peppers, where they can be read, and what is to be said of where they are kept."""
     path = app.peppers_path(settings)
     if path is not None and settings.peppers_file is None and not path.exists():
-        return None, [Finding("peppers", Level.OK, f"{path} will be made by the first start")]
+        return None, [_ok("peppers", f"{path} will be made by the first start")]
     try:
         peppers = app.load_peppers(settings)
     except app.StartRefused as error:
         to_do = "put them right: one 'id hexadecimal-secret' a line; if they are lost, so is every key"
-        return None, [Finding("peppers", Level.FAILURE, str(error), to_do)]
-    findings = []
+        return None, [_failure("peppers", str(error), to_do)]
+    signs, *others = peppers.pepper_ids
+    verifying = f", and {', '.join(others)} verify only" if others else ""
+    findings = [_ok("peppers", f"{signs} signs{verifying}")]
     if path is not None and open_to_others(path):
-        findings.append(
-            Finding("peppers", Level.WARNING, f"{path} is open to other users of this machine", f"chmod 600 {path}")
-        )
+        findings.append(_warning("peppers", f"{path} is open to other users of this machine", f"chmod 600 {path}"))
     return peppers, findings
 
 
 def _pepper_usage(peppers: Peppers | None, usage: Mapping[str, PepperUsage]) -> Iterator[Finding]:
     here = () if peppers is None else peppers.pepper_ids
     for pepper_id in here:
-        yield _pepper_here(pepper_id, usage.get(pepper_id, PepperUsage()), signs=pepper_id == here[0])
+        yield _ok("peppers", _use(pepper_id, usage.get(pepper_id, PepperUsage()), signs=pepper_id == here[0]))
     for pepper_id in sorted(usage.keys() - set(here)):
-        yield Finding(
+        yield _failure(
             "peppers",
-            Level.FAILURE,
-            f"{pepper_id} is not here, and is needed by {_needs(usage[pepper_id])}",
+            f"{pepper_id} is not here, and is needed: {_count(usage[pepper_id])}",
             "put its line back, last: until then nobody can tell whether those secrets are right",
         )
 
 
-def _pepper_here(pepper_id: str, usage: PepperUsage, *, signs: bool) -> Finding:
+def _use(pepper_id: str, usage: PepperUsage, *, signs: bool) -> str:
+    """Say what a pepper is needed for; of one that is to go, also by whom."""
     if signs:
-        return Finding("peppers", Level.OK, f"{pepper_id} signs; under it are {_needs(usage)}")
+        return f"under {pepper_id}: {_count(usage)}"
     if usage == PepperUsage():
-        return Finding("peppers", Level.OK, f"{pepper_id} verifies only, and nothing in force needs it: may be removed")
+        return f"under {pepper_id}: nothing in force; it may be removed"
     named = ", ".join((*usage.some_key_ids, *usage.some_caller_ids))
-    who = f", such as those of {named}" if named else ""
-    return Finding("peppers", Level.OK, f"{pepper_id} verifies only, and is needed by {_needs(usage)}{who}")
+    return f"under {pepper_id}: {_count(usage)}{', such as those of ' if named else ''}{named}"
 
 
-def _needs(usage: PepperUsage) -> str:
-    return f"{usage.keys} secrets of keys, {usage.callers} of callers, {usage.links} open Connect links"
+def _count(usage: PepperUsage) -> str:
+    return f"secrets of keys: {usage.keys}, of callers: {usage.callers}; open Connect links: {usage.links}"
 
 
 def _tls(settings: Settings, now: datetime) -> Iterator[Finding]:
     try:
         served = app.load_tls(settings)
     except app.StartRefused as error:
-        to_do = (
-            "see that both are PEM, that the chain begins with the server's own certificate, and that the key fits it"
-        )
-        yield Finding("tls", Level.FAILURE, str(error), to_do)
+        fit = "see that both are PEM, and that the chain begins with the certificate that the key is of"
+        yield _failure("tls", str(error), "do one of these" if settings.tls_certificate is None else fit)
         return
     if served is None:
         yield _plain_text(settings)
         return
-    yield from _chain(x509.load_pem_x509_certificates(served.certificate), now)
+    yield from _chain(x509.load_pem_x509_certificates(served.certificate_chain), now)
     if settings.tls_private_key is not None and open_to_others(settings.tls_private_key):
         path = settings.tls_private_key
-        yield Finding("tls", Level.WARNING, f"{path} is open to other users of this machine", f"chmod 600 {path}")
+        yield _warning("tls", f"{path} is open to other users of this machine", f"chmod 600 {path}")
 
 
 def _plain_text(settings: Settings) -> Finding:
     if is_loopback(settings.listen):
-        return Finding("tls", Level.OK, "none, on loopback only")
-    return Finding(
+        return _ok("tls", "none, on loopback only")
+    return _warning(
         "tls",
-        Level.WARNING,
         f"none, as asked for, on {settings.listen}: keys cross the network in plain text",
         "see that something else protects the connection",
     )
@@ -308,17 +319,15 @@ def _chain(chain: Sequence[x509.Certificate], now: datetime) -> Iterator[Finding
     """Check a certificate, which is the first and fits its key, and those that vouch for it."""
     names = _names(chain[0])
     if names:
-        yield Finding("tls", Level.OK, f"a certificate for {', '.join(names)}, which the private key fits")
+        yield _ok("tls", f"a certificate for {', '.join(names)}, which the private key fits")
     else:
         to_do = "have one made with the names that clients call this server by"
-        yield Finding(
-            "tls", Level.WARNING, "the certificate has no subject alternative names: clients refuse it", to_do
-        )
+        yield _warning("tls", "the certificate has no subject alternative names: clients refuse it", to_do)
     for number, certificate in enumerate(chain, start=1):
         yield _validity(certificate, f"certificate {number} of {len(chain)}", now)
     if not all(_issued(certificate, issuer) for certificate, issuer in pairwise(chain)):
         to_do = "let each certificate of the file be followed by that of its issuer"
-        yield Finding("tls", Level.WARNING, "the chain is out of order, or has a gap: clients may refuse it", to_do)
+        yield _warning("tls", "the chain is out of order, or has a gap: clients may refuse it", to_do)
 
 
 def _names(certificate: x509.Certificate) -> list[str]:
@@ -334,9 +343,9 @@ def _validity(certificate: x509.Certificate, which: str, now: datetime) -> Findi
     renew = "have it renewed, and restart the servers"
     if now < begins:
         to_do = "wait, have another one made, or set this machine's clock right"
-        return Finding("tls", Level.FAILURE, f"{which} is not valid before {_minute(begins)}", to_do)
+        return _failure("tls", f"{which} is not valid before {_minute(begins)}", to_do)
     if now > ends:
-        return Finding("tls", Level.FAILURE, f"{which} expired on {_minute(ends)}", renew)
+        return _failure("tls", f"{which} expired on {_minute(ends)}", renew)
     level = Level.WARNING if ends - now < EXPIRY_WARNING else Level.OK
     return Finding("tls", level, f"{which} is valid until {_minute(ends)}", "" if level is Level.OK else renew)
 

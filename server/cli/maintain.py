@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -104,17 +104,15 @@ def _tell_undone(done: Restored) -> None:
     if undone is None:
         click.echo("it cannot be read, so that nobody can say what was revoked in it and works again")
         return
-    if not any(
-        ids for ids in (undone.revoked_keys, undone.suspended_keys, undone.rotated_keys, undone.revoked_callers)
-    ):
+    if not any(astuple(undone)):
         click.echo("nothing that was revoked, suspended or rotated in it works again")
-    _tell(undone.revoked_keys, "keys that were revoked work again")
-    _tell(undone.suspended_keys, "keys that were suspended work again")
-    _tell(undone.rotated_keys, "keys were rotated: the old secrets work again, and the new ones do not")
-    _tell(undone.revoked_callers, "callers that were revoked may call again")
+    _tell(undone.revoked_keys, "revoked keys that work again")
+    _tell(undone.suspended_keys, "suspended keys that work again")
+    _tell(undone.rotated_keys, "rotated keys whose old secrets work again, and whose new ones do not")
+    _tell(undone.revoked_callers, "revoked callers that may call again")
 
 
 def _tell(ids: Sequence[str], what: str) -> None:
     if ids:
         more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-        click.echo(f"{len(ids)} {what}: {', '.join(ids[:_NAMED])}{more}")
+        click.echo(f"{what}: {len(ids)}: {', '.join(ids[:_NAMED])}{more}")

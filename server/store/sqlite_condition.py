@@ -7,7 +7,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.store.sqlite import SqliteEngine, beside
+from server.store.sqlite import SqliteEngine
 
 # Some of the tables that every release has had.
 OUR_TABLES = frozenset({"schema_migration", "revision", "api_key", "event"})
@@ -24,7 +24,7 @@ class SqliteCondition:
     foreign: bool
     written_ahead: bool
     problems: tuple[str, ...]
-    readable_by_others: tuple[Path, ...]
+    open_to_others: bool
 
 
 def examine(engine: SqliteEngine, path: Path) -> SqliteCondition:
@@ -39,14 +39,10 @@ def examine(engine: SqliteEngine, path: Path) -> SqliteCondition:
             foreign=bool(tables) and not tables >= OUR_TABLES,
             written_ahead=engine.database.pragma("journal_mode") == "wal",
             problems=() if checked == ["ok"] else tuple(checked),
-            readable_by_others=tuple(file for file in _files(path) if open_to_others(file)),
+            open_to_others=open_to_others(path),
         )
 
 
 def open_to_others(path: Path) -> bool:
     """Tell whether anybody but its owner may read a file, or write to it."""
     return bool(path.stat().st_mode & 0o077)
-
-
-def _files(path: Path) -> list[Path]:
-    return [file for file in (path, beside(path, "-wal")) if file.exists()]
