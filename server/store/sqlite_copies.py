@@ -25,10 +25,8 @@ from server.store.sqlite_condition import OUR_TABLES
 BUSY_SECONDS = 30.0
 
 _LOGS = ("-wal", "-shm", "-journal")
-# The bytes that SQLite locks: those of readers in the database, which each connection to a store with a log keeps for
-# as long as it lasts, and the one that each keeps in the log's index (sqlite.org/fileformat2.html, src/os_unix.c).
-_READERS = (0x40000002, 510)
-_INDEX_USERS = (128, 1)
+# The byte of the log's index that each connection keeps locked for as long as it lasts (SQLite's src/os_unix.c).
+_INDEX_USERS = 128
 _IN_USE = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -127,7 +125,7 @@ def set_logs_aside(path: Path, aside: Path) -> tuple[Path, ...]:
     Raises CopyRefused where a process still uses it.
     """
     with _failures_named(f"what lies beside {path} cannot be renamed"):
-        if _locked(beside(path, "-shm"), _INDEX_USERS):
+        if _log_in_use(beside(path, "-shm")):
             raise _in_use(path)
         renamed = []
         for suffix in _LOGS:
@@ -139,9 +137,10 @@ def set_logs_aside(path: Path, aside: Path) -> tuple[Path, ...]:
 
 @contextmanager
 def held(path: Path) -> Iterator[sqlite3.Connection | None]:
-    """Keep every other process out of a store until the block ends, with its log folded in; None if it is damaged.
+    """Keep every other process out of a store until the block ends, with its log folded in.
 
-    Raises CopyRefused where any process has it open. One that comes meanwhile, and waits, finds afterwards that the
+    Gives None where it is damaged; then only `replace` looks whether anybody uses it. Raises CopyRefused where any
+    process has it open. One that comes meanwhile, and waits, finds afterwards that the
     file was moved, and SQLite lets it write nothing.
     """
     connection = None
@@ -156,8 +155,6 @@ def held(path: Path) -> Iterator[sqlite3.Connection | None]:
                     raise
                 connection.close()
                 connection = None
-                if _locked(path, _READERS):
-                    raise _in_use(path) from None
         yield connection
     finally:
         if connection is not None:
@@ -238,14 +235,13 @@ def _in_use(path: Path) -> CopyRefused:
     return CopyRefused(f"{path} is in use by a process: stop every server and whatever else has it open")
 
 
-def _locked(path: Path, area: tuple[int, int]) -> bool:
-    """Tell whether another process has a lock on some bytes of a file."""
-    if not path.exists():
+def _log_in_use(index: Path) -> bool:
+    """Tell whether another process has a log open, by the index of it."""
+    if not index.exists():
         return False
-    start, length = area
-    with path.open("rb+") as file:
+    with index.open("rb+") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _INDEX_USERS)
         except (BlockingIOError, PermissionError):
             return True
         return False

@@ -350,6 +350,7 @@ class TestRestore:
         file = taken(folder)
         with serving(folder):
             spoil(database_of(folder), "noise")
+            database_of(folder).with_name("texture-auth.db-wal").write_bytes(b"this is no log either")
             done = run(folder, "restore", str(file), "--replace", "--database", "sqlite:var/texture-auth.db")
             assert done.returncode == 1
             assert "in use" in done.stderr
