@@ -53,6 +53,12 @@ class Database:
     store: PeeweeStore
 
 
+def connections_of(settings: Settings) -> int:
+    """Return how many connections to Postgres a server takes at most."""
+    # One for each call that is worked on, one for health and one for housekeeping.
+    return settings.threads + 2
+
+
 def open_database(settings: Settings, *, read_only: bool = False) -> Database:
     """Return the store of the settings. Nothing is opened before it is used.
 
@@ -62,8 +68,7 @@ def open_database(settings: Settings, *, read_only: bool = False) -> Database:
     if settings.sqlite_path is not None:
         engine = SqliteEngine(settings.sqlite_path, read_only=read_only)
     else:
-        # One connection for each call that is worked on, one for health and one for housekeeping.
-        engine = PostgresEngine(settings.database, settings.threads + 2)
+        engine = PostgresEngine(settings.database, connections_of(settings))
     return Database(engine, PeeweeStore(engine))
 
 

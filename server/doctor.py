@@ -196,7 +196,7 @@ def _postgres(settings: Settings, found: PostgresCondition) -> Iterator[Finding]
             f"{name} is off: a revocation that was acknowledged may be lost when its server fails",
             f"turn {name} on, for this database at least",
         )
-    needed = settings.threads + 1
+    needed = app.connections_of(settings)
     if found.room < needed:
         to_do = f"raise max_connections, or lower {PREFIX}THREADS"
         text = f"its server admits {found.room} connections, and one of these servers takes up to {needed}"
@@ -291,15 +291,18 @@ def _count(usage: PepperUsage) -> str:
 
 def _tls(settings: Settings, now: datetime) -> Iterator[Finding]:
     try:
-        served = app.load_tls(settings)
+        app.load_listeners(settings)
     except app.StartRefused as error:
-        fit = "see that both are PEM, and that the chain begins with the certificate that the key is of"
+        fit = "see that the files are PEM, and that the chain begins with the certificate that the key is of"
         yield _failure("tls", str(error), "do one of these" if settings.tls_certificate is None else fit)
         return
-    if served is None:
+    if settings.tls_certificate is None:
         yield _plain_text(settings)
         return
-    yield from _chain(x509.load_pem_x509_certificates(served.certificate_chain), now)
+    yield from _chain(x509.load_pem_x509_certificates(settings.tls_certificate.read_bytes()), now)
+    if settings.tls_client_ca is not None:
+        for number, authority in enumerate(x509.load_pem_x509_certificates(settings.tls_client_ca.read_bytes()), 1):
+            yield _validity(authority, f"authority {number} of callers' certificates", now)
     if settings.tls_private_key is not None and open_to_others(settings.tls_private_key):
         path = settings.tls_private_key
         yield _warning("tls", f"{path} is open to other users of this machine", f"chmod 600 {path}")
@@ -340,7 +343,7 @@ def _names(certificate: x509.Certificate) -> list[str]:
 
 def _validity(certificate: x509.Certificate, which: str, now: datetime) -> Finding:
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    renew = "have it renewed, and restart the servers"
+    renew = "replace the file by a renewed one: servers serve it to new connections by themselves"
     if now < begins:
         to_do = "wait, have another one made, or set this machine's clock right"
         return _failure("tls", f"{which} is not valid before {_minute(begins)}", to_do)
