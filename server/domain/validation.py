@@ -216,6 +216,8 @@ class Fields:
         for name, value in values.items():
             if _LABEL_NAME.fullmatch(name) is None:
                 self.fault(field, "names must match [a-z][a-z0-9_.-]{0,62}")
+            elif holds_token(name):
+                self.fault(field, "a name holds a key or a link token, which must not be written down")
             else:
                 self.text(f"{field}[{name!r}]", value, maximum=LABEL_VALUE_LENGTH)
         return dict(values)

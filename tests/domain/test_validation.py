@@ -395,6 +395,14 @@ def test_the_name_of_a_label_is_small_letters_digits_and_a_few_signs(name: str) 
     assert faults(lambda fields: fields.labels("labels", {name: "value"})) == ["labels"]
 
 
+def test_the_name_of_a_label_is_no_key_in_small_letters_either() -> None:
+    fields = Fields()
+    name = f"txk_srv_{'a' * 16}_{'b' * 38}"
+    fields.labels("labels", {name: "a\nb"})
+    assert [violation.field for violation in fields.violations] == ["labels"]
+    assert name not in str(fields.violations)
+
+
 @pytest.mark.parametrize("value", ["v" * 129, "a\nb"])
 def test_the_value_of_a_label_is_short_words(value: str) -> None:
     assert faults(lambda fields: fields.labels("labels", {"good": "value", "env": value})) == ["labels['env']"]
