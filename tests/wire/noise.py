@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import strategies as st
-from texture.auth.v1 import caller_service_pb2, connect_service_pb2
-from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER
-from texture.auth.v1.key_pb2 import KEY_KIND_SERVER
-from texture.auth.v1.workspace_pb2 import ENVIRONMENT_PRODUCTION
 
-from server.domain.token import new_id
-from server.wire.server import SERVICES
 from tests.harness import Service
 from tests.wire.helpers import (
     OTHER_USER,
+    OTHER_WORKSPACE,
     REDIRECT_URI,
     USER,
+    WORKSPACE,
     current_revision,
     make_connect_key,
     make_key,
@@ -30,12 +24,7 @@ from tests.wire.helpers import (
     revoke,
     suspend,
 )
-
-METHODS: Mapping[str, MethodDescriptor] = {
-    f"/{service}/{method.name}": method
-    for service in SERVICES
-    for method in descriptor_pool.Default().FindServiceByName(service).methods
-}
+from tests.wire.rpcs import is_ours, new_caller, new_message, open_link
 
 # What the store holds, by the name of the field where it belongs.
 Known: TypeAlias = "Mapping[str, Sequence[str]]"
@@ -43,9 +32,6 @@ Known: TypeAlias = "Mapping[str, Sequence[str]]"
 Field: TypeAlias = Any
 # A function that returns a value of a strategy.
 Draw: TypeAlias = Callable[[st.SearchStrategy[Any]], Any]
-
-WORKSPACE = "noisy-one"
-OTHER_WORKSPACE = "noisy-two"
 
 _DEPTH = 3
 _NASTY = (
@@ -96,32 +82,27 @@ _RANGES = {
 }
 
 
-def new_message(descriptor: Descriptor) -> Any:
-    """Return an empty message."""
-    return message_factory.GetMessageClass(descriptor)()
-
-
 def populate(service: Service) -> Known:
     """Make some of everything, in every state, and return what may be named: noise that hits something goes deeper."""
     for workspace_id in (WORKSPACE, OTHER_WORKSPACE):
         make_workspace(service, workspace_id)
-    register(service, "noisy-device", "noisy-device-2", workspace_id=WORKSPACE, manufacturer="acme")
+    register(service, "noisy-device", "noisy-device-2", manufacturer="acme")
     register(service, "noisy-device-3", workspace_id=OTHER_WORKSPACE, reference_id=OTHER_USER)
-    live, revoked, suspended = (make_key(service, workspace_id=WORKSPACE) for _ in range(3))
+    live, revoked, suspended = (make_key(service) for _ in range(3))
     elsewhere = make_key(service, workspace_id=OTHER_WORKSPACE)
-    connect = make_connect_key(service, workspace_id=WORKSPACE)
+    connect = make_connect_key(service)
     revoke(service, revoked.key.key_id)
     suspend(service, suspended.key.key_id)
     keys = (live, revoked, suspended, elsewhere, connect)
-    scoped = make_scoped_key(service, "noisy-device", workspace_id=WORKSPACE)
-    link = _open_link(service)
+    scoped = make_scoped_key(service, "noisy-device")
+    link = open_link(service)
     return {
         "workspace_id": (WORKSPACE, OTHER_WORKSPACE),
         "key_id": (*(made.key.key_id for made in keys), scoped.scoped_key.key_id),
         "api_key": (*(made.api_key for made in keys), scoped.scoped_api_key),
         "device_id": ("noisy-device", "noisy-device-2", "noisy-device-3"),
         "reference_id": (USER, OTHER_USER),
-        "caller_id": (_new_caller(service),),
+        "caller_id": (new_caller(service),),
         "connect_link_id": (link.connect_link.connect_link_id, scoped.connect_link.connect_link_id),
         "link_token": (link.link_token,),
         "redirect_uri": (REDIRECT_URI,),
@@ -160,21 +141,6 @@ def damaged(draw: Draw, raw: bytes) -> bytes:
     start = draw(st.integers(0, len(raw)))
     end = draw(st.integers(start, min(len(raw), start + 8)))
     return b"".join((raw[:start], draw(st.binary(max_size=8)), raw[end:]))
-
-
-def valid_request(service: Service, method: MethodDescriptor) -> Any:
-    """Return a request of an RPC that is answered with OK, about things that were made for it alone."""
-    return _valid(service, method.input_type, OWN_VALUES.get(method.name, {}))
-
-
-def parts(message: Any) -> list[Any]:
-    """Return a message and all messages of this service in it."""
-    found = [message]
-    for field, value in message.ListFields():
-        if _is_ours(field):
-            for part in value if field.is_repeated else [value]:
-                found += parts(part)
-    return found
 
 
 def _value(draw: Draw, field: Field, known: Known, depth: int) -> Any:
@@ -225,7 +191,7 @@ def _moment(draw: Draw, field: Field, _known: Known) -> Any:
 def _mask(draw: Draw, field: Field, known: Known) -> Any:
     """Return a mask of paths, of fields that are beside it and of others."""
     message = new_message(field.message_type)
-    beside = [part for other in field.containing_type.fields if _is_ours(other) for part in other.message_type.fields]
+    beside = [part for other in field.containing_type.fields if is_ours(other) for part in other.message_type.fields]
     paths = [part.name for part in beside] or ["display_name"]
     message.paths.extend(draw(st.lists(st.one_of(st.sampled_from(paths), _text("", known)), max_size=4)))
     return message
@@ -236,91 +202,3 @@ _SPECIAL: Mapping[str, Callable[[Draw, Field, Known], Any]] = {
     "google.protobuf.Duration": _moment,
     "google.protobuf.FieldMask": _mask,
 }
-
-
-def _is_ours(field: Field) -> bool:
-    """Tell whether a field holds messages of this service."""
-    kind = field.message_type
-    return bool(kind) and kind.file.package.startswith("texture.") and not kind.GetOptions().map_entry
-
-
-@dataclass(frozen=True)
-class Made:
-    """A value that is made afresh for each request."""
-
-    make: Callable[[Service], Any]
-
-
-def _open_link(service: Service) -> connect_service_pb2.CreateConnectLinkResponse:
-    request = connect_service_pb2.CreateConnectLinkRequest(
-        api_key=make_key(service, workspace_id=WORKSPACE).api_key, redirect_uri=REDIRECT_URI, reference_id=USER
-    )
-    return service.operator.connect.CreateConnectLink(request)
-
-
-def _new_slug(_service: Service) -> str:
-    return f"n{new_id().lower()}z"
-
-
-def _new_caller(service: Service) -> str:
-    caller_id = _new_slug(service)
-    request = caller_service_pb2.CreateCallerRequest(caller_id=caller_id, roles=[ROLE_AUTHORIZER])
-    return service.operator.callers.CreateCaller(request).caller.caller_id
-
-
-def _new_device(service: Service) -> str:
-    device_id = new_id()
-    register(service, device_id, workspace_id=WORKSPACE)
-    return device_id
-
-
-# What the fields of valid requests hold, by their names; the others are left out.
-VALUES: Mapping[str, Any] = {
-    "api_key": Made(lambda service: make_key(service, workspace_id=WORKSPACE).api_key),
-    "caller_id": Made(_new_caller),
-    "connect_link_id": Made(lambda service: _open_link(service).connect_link.connect_link_id),
-    "device_id": Made(_new_device),
-    "device_ids": Made(lambda service: [_new_device(service)]),
-    "display_name": "noise",
-    "dry_run": True,
-    "environment": ENVIRONMENT_PRODUCTION,
-    "key_id": Made(lambda service: make_key(service, workspace_id=WORKSPACE).key.key_id),
-    "kind": KEY_KIND_SERVER,
-    "link_token": Made(lambda service: _open_link(service).link_token),
-    "manufacturer": "acme",
-    "new_reference_id": OTHER_USER,
-    "permission": "devices:read",
-    "redirect_uri": REDIRECT_URI,
-    "reference_id": USER,
-    "roles": [ROLE_AUTHORIZER],
-    "workspace_id": WORKSPACE,
-}
-# Where the name alone does not tell.
-OWN_VALUES: Mapping[str, Mapping[str, Any]] = {
-    "CreateCaller": {"caller_id": Made(_new_slug)},
-    "CreateWorkspace": {"workspace_id": Made(_new_slug)},
-}
-
-
-def _valid(service: Service, descriptor: Any, own: Mapping[str, Any]) -> Any:
-    message = new_message(descriptor)
-    for field in descriptor.fields:
-        value = {**VALUES, **own}.get(field.name)
-        group = field.containing_oneof
-        if group is not None and message.WhichOneof(group.name):
-            continue
-        if field.message_type is not None and field.message_type.full_name == "google.protobuf.FieldMask":
-            message.update_mask.paths.append("display_name")
-        elif _is_ours(field):
-            part = _valid(service, field.message_type, own)
-            if field.is_repeated:
-                getattr(message, field.name).append(part)
-            else:
-                getattr(message, field.name).CopyFrom(part)
-        elif value is not None:
-            given = value.make(service) if isinstance(value, Made) else value
-            if field.is_repeated:
-                getattr(message, field.name).extend(given)
-            else:
-                setattr(message, field.name, given)
-    return message

@@ -16,7 +16,8 @@ from server.domain.errors import ErrorReason
 from server.domain.token import holds_token
 from tests.harness import Service, as_refused, running_service
 from tests.wire.helpers import make_key, make_workspace, reason_for
-from tests.wire.noise import METHODS, Known, damaged, new_message, noise, parts, populate, put_noise, valid_request
+from tests.wire.noise import Known, damaged, noise, populate, put_noise
+from tests.wire.rpcs import METHODS, new_message, parts, short, valid_request
 
 # The noise is the same on every run: a build that turns red was turned red by a change, and goes red for whoever looks
 # into it. To search on, ask for more examples by this variable; then they are new ones each time.
@@ -39,7 +40,7 @@ FAULTS = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-EACH_METHOD = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.rpartition("/")[2])
+EACH_METHOD = pytest.mark.parametrize("method", METHODS, ids=short)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
@@ -136,7 +137,7 @@ def test_a_message_of_random_fields_gets_an_answer(
 def test_a_valid_message_with_one_field_changed_gets_an_answer(
     noisy: Service, known: Known, good_key: str, method: str, data: st.DataObject
 ) -> None:
-    request = valid_request(noisy, METHODS[method])
+    request = valid_request(noisy, method)
     places = [(part, field) for part in parts(request) for field in part.DESCRIPTOR.fields]
     if places:
         part, field = places[data.draw(st.integers(0, len(places) - 1))]
@@ -149,6 +150,6 @@ def test_a_valid_message_with_one_field_changed_gets_an_answer(
 
 @EACH_METHOD
 def test_the_messages_that_are_changed_in_one_field_are_valid_before(noisy: Service, known: Known, method: str) -> None:
-    request: Any = valid_request(noisy, METHODS[method])
+    request: Any = valid_request(noisy, method)
 
-    assert send(noisy, method, request.SerializeToString()) == "OK", f"a field of {method} lacks a value in noise.py"
+    assert send(noisy, method, request.SerializeToString()) == "OK", f"a field of {method} lacks a value in rpcs.py"

@@ -1,0 +1,240 @@
+"""What holds for every RPC, or for every RPC whose request has a certain field; what is added is held to it as well."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from texture.auth.v1 import caller_service_pb2
+from texture.auth.v1.caller_pb2 import ROLE_OPERATOR
+from texture.auth.v1.key_pb2 import KEY_KIND_CONNECT, KEY_STATE_REVOKED
+
+from tests.harness import Service, refused
+from tests.wire.helpers import (
+    OTHER_USER,
+    OTHER_WORKSPACE,
+    count_rows,
+    current_revision,
+    make_connect_key,
+    make_key,
+    make_scoped_key,
+    make_workspace,
+    register,
+    revoke,
+    suspend,
+    timestamp,
+)
+from tests.wire.rpcs import METHODS, call, short, valid_request, with_field
+
+HOUR = timedelta(hours=1)
+DENIED = grpc.StatusCode.PERMISSION_DENIED
+INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
+
+
+def each(paths: Any) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=short)
+
+
+# Callers
+
+
+@each(METHODS)
+def test_no_rpc_answers_a_caller_that_was_revoked(grid: Service, path: str) -> None:
+    revoked = grid.caller("revoked", ROLE_OPERATOR)
+    request = valid_request(grid, path)
+    grid.operator.callers.RevokeCaller(caller_service_pb2.RevokeCallerRequest(caller_id="revoked"))
+    before = current_revision(grid)
+
+    error = refused(call, revoked, path, request)
+
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAUTHENTICATED, "CALLER_REVOKED")
+    assert current_revision(grid) == before
+
+
+# Actors
+
+
+def _revoked(service: Service) -> str:
+    key_id = make_key(service).key.key_id
+    revoke(service, key_id)
+    return key_id
+
+
+def _suspended(service: Service) -> str:
+    key_id = make_key(service).key.key_id
+    suspend(service, key_id)
+    return key_id
+
+
+def _expired(service: Service) -> str:
+    key_id = make_key(service, expire_time=timestamp(service.clock.now + HOUR)).key.key_id
+    service.clock.turn(HOUR)
+    return key_id
+
+
+def _elsewhere(service: Service) -> str:
+    make_workspace(service, OTHER_WORKSPACE)
+    return make_key(service, workspace_id=OTHER_WORKSPACE).key.key_id
+
+
+UNFIT_ACTORS: dict[str, tuple[Callable[[Service], str], str]] = {
+    "unknown": (lambda _: "0" * 16, "ACTOR_NOT_FOUND"),
+    "no id": (lambda _: "\0%" * 100, "ACTOR_NOT_FOUND"),
+    "of another workspace": (_elsewhere, "ACTOR_NOT_FOUND"),
+    "revoked": (_revoked, "ACTOR_NOT_LIVE"),
+    "suspended": (_suspended, "ACTOR_NOT_LIVE"),
+    "expired": (_expired, "ACTOR_NOT_LIVE"),
+    "narrower": (lambda s: make_key(s, permissions=["devices:read"]).key.key_id, "ACTOR_PERMISSION_MISSING"),
+    "a connect key": (lambda s: make_connect_key(s).key.key_id, "ACTOR_PERMISSION_MISSING"),
+    "a scoped key": (lambda s: make_scoped_key(s, "mine").scoped_key.key_id, "ACTOR_PERMISSION_MISSING"),
+}
+
+
+@pytest.mark.parametrize("why", UNFIT_ACTORS)
+@each(with_field("on_behalf_of_key_id"))
+def test_an_actor_that_is_not_fit_to_ask_gets_nothing_done(grid: Service, path: str, why: str) -> None:
+    arrange, reason = UNFIT_ACTORS[why]
+    request = valid_request(grid, path)
+    request.on_behalf_of_key_id = arrange(grid)
+    before = current_revision(grid), count_rows(grid, "event")
+
+    error = refused(call, grid.operator, path, request)
+
+    assert (error.code, error.reason) == (DENIED, reason)
+    assert (current_revision(grid), count_rows(grid, "event")) == before
+
+
+# Masks
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [[], [""], ["*"], ["nonsense"], ["display_name", "nonsense"], ["display_name."], ["displayName"], ["\0"]],
+    ids=ascii,
+)
+@each(with_field("update_mask"))
+def test_a_mask_that_names_what_cannot_be_set_is_refused(grid: Service, path: str, paths: list[str]) -> None:
+    request = valid_request(grid, path)
+    request.update_mask.paths[:] = paths
+    before = current_revision(grid)
+
+    error = refused(call, grid.operator, path, request)
+
+    assert (error.code, error.reason, set(error.violations)) == (*INVALID, {"update_mask"})
+    assert current_revision(grid) == before
+
+
+# Pages
+
+
+def _two_devices(service: Service) -> dict[str, Any]:
+    register(service, "device-1", "device-2", manufacturer="acme")
+    return {"reference_id": "", "manufacturers": []}
+
+
+def _two_keys(service: Service) -> dict[str, Any]:
+    make_key(service)
+    make_key(service)
+    return {"kind": 0, "reference_id": ""}
+
+
+def _two_events(service: Service) -> dict[str, Any]:
+    return {"key_id": _suspended(service)}
+
+
+def _two_workspaces(service: Service) -> dict[str, Any]:
+    make_workspace(service, OTHER_WORKSPACE)
+    return {}
+
+
+def _two_callers(service: Service) -> dict[str, Any]:
+    service.caller("another", ROLE_OPERATOR)
+    return {}
+
+
+# What makes a list of two at least, and returns the fields by which it is asked for.
+LISTS = {
+    "ListCallers": _two_callers,
+    "ListDevices": _two_devices,
+    "ListKeyEvents": _two_events,
+    "ListKeys": _two_keys,
+    "ListWorkspaces": _two_workspaces,
+}
+# Another value of each field that narrows a list.
+OTHER_FILTERS: dict[str, Callable[[Service], Any]] = {
+    "key_id": _suspended,
+    "kind": lambda _: KEY_KIND_CONNECT,
+    "labels": lambda _: {"team": "billing"},
+    "manufacturers": lambda _: ["acme"],
+    "reference_id": lambda _: OTHER_USER,
+    "state": lambda _: KEY_STATE_REVOKED,
+    "workspace_id": lambda service: make_workspace(service, "grid-three"),
+}
+
+
+def first_page(service: Service, path: str) -> Any:
+    """Return a request for the first page of a list, with the token of the second in it."""
+    given = LISTS[short(path)](service)
+    request = type(valid_request(service, path))(**{"page_size": 1, **_needed(path), **given})
+    request.page_token = call(service.operator, path, request).next_page_token
+    assert request.page_token
+    return request
+
+
+def _needed(path: str) -> dict[str, Any]:
+    return {"workspace_id": "grid-one"} if "workspace_id" in METHODS[path].input_type.fields_by_name else {}
+
+
+def refused_page(service: Service, path: str, request: Any) -> None:
+    error = refused(call, service.operator, path, request)
+    assert (error.code, error.reason, set(error.violations)) == (*INVALID, {"page_token"})
+
+
+@each(with_field("page_token"))
+def test_a_page_token_with_any_bit_changed_is_refused(grid: Service, path: str) -> None:
+    request = first_page(grid, path)
+    call(grid.operator, path, request)
+    token = request.page_token
+    raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+
+    for bit in range(8 * len(raw)):
+        changed = bytearray(raw)
+        changed[bit // 8] ^= 1 << bit % 8
+        request.page_token = base64.urlsafe_b64encode(changed).decode().rstrip("=")
+        refused_page(grid, path, request)
+
+
+@pytest.mark.parametrize("token", ["garbage", "=", "é", "\0", "AAAA", "A" * 10_240])
+@each(with_field("page_token"))
+def test_a_page_token_that_is_none_is_refused(grid: Service, path: str, token: str) -> None:
+    request = first_page(grid, path)
+    request.page_token = token
+
+    refused_page(grid, path, request)
+
+
+@each(with_field("page_token"))
+def test_a_page_token_of_another_filter_is_refused(grid: Service, path: str) -> None:
+    request = first_page(grid, path)
+    filters = {field.name for field in request.DESCRIPTOR.fields} - {"page_size", "page_token"}
+
+    for name in filters:
+        other = type(request)()
+        other.CopyFrom(request)
+        other.ClearField(name)
+        other.MergeFrom(type(request)(**{name: OTHER_FILTERS[name](grid)}))
+        refused_page(grid, path, other)
+
+
+@each(with_field("page_token"))
+def test_a_page_token_of_another_list_is_refused(grid: Service, path: str) -> None:
+    request = first_page(grid, path)
+
+    for other in with_field("page_token"):
+        if other != path:
+            request.page_token = first_page(grid, other).page_token
+            refused_page(grid, path, request)
