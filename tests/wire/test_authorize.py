@@ -11,6 +11,7 @@ from texture.auth.v1 import authorize_service_pb2 as pb
 from texture.auth.v1 import connect_service_pb2, device_service_pb2
 from texture.auth.v1.key_pb2 import KEY_KIND_CONNECT, KEY_KIND_SCOPED, KEY_KIND_SERVER, KeyKind
 
+from server.domain.token import checksum
 from tests.harness import Service
 from tests.wire.helpers import (
     OTHER_USER,
@@ -305,6 +306,49 @@ def test_whatever_is_sent_as_a_key_gets_a_decision(grid: Service, noise: str, pe
     answer = authorize(grid, NOISE[noise], permission, "mine" if permission in ABOUT_A_DEVICE else "")
 
     assert (answer.decision, reason_of(answer)) == (pb.DECISION_DENY, "KEY_MALFORMED")
+
+
+def test_a_key_with_one_character_changed_is_malformed_wherever_it_stands(grid: Service) -> None:
+    api_key = make_key(grid).api_key
+    changed = [
+        api_key[:place] + other + api_key[place + 1 :]
+        for place, character in enumerate(api_key)
+        for other in {"0", "z", character.swapcase()} - {character}
+    ]
+    request = pb.BatchAuthorizeRequest(
+        questions=[pb.Question(api_key=one, permission="devices:list") for one in (*changed, api_key)]
+    )
+
+    *answers, unchanged = [answer.answer for answer in grid.operator.authorize.BatchAuthorize(request).answers]
+
+    assert {reason_of(answer) for answer in answers} == {"KEY_MALFORMED"}
+    assert {answer.http_status_code for answer in answers} == {401}
+    assert reason_of(unchanged) == "PERMITTED"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("con", "KEY_UNKNOWN"), ("scp", "KEY_UNKNOWN"), ("svc", "KEY_MALFORMED"), ("adm", "KEY_MALFORMED")],
+)
+def test_the_kind_of_a_key_cannot_be_changed_by_whoever_can_reckon_a_checksum(
+    grid: Service, kind: str, reason: str
+) -> None:
+    body = make_key(grid).api_key[:-6].replace("txk_srv", f"txk_{kind}")
+
+    answer = authorize(grid, body + checksum(body), "connect_links:create")
+
+    assert (answer.decision, reason_of(answer), answer.http_status_code) == (pb.DECISION_DENY, reason, 401)
+    assert not answer.HasField("key")
+
+
+@pytest.mark.parametrize(
+    "device_id", ["x" * 129, "x" * 10_240, "a/b", "ü", "a\0", "a\n", " mine", "mine ", "MINE", "%"]
+)
+def test_a_device_id_that_no_device_can_have_is_that_of_none(grid: Service, device_id: str) -> None:
+    asked = {"permission": "devices:read", "device_id": device_id}
+
+    assert reason_for(grid, make_key(grid).api_key, **asked) == "DEVICE_NOT_FOUND"
+    assert reason_for(grid, make_scoped_key(grid, "mine").scoped_api_key, **asked) == "DEVICE_NOT_PERMITTED"
 
 
 def test_the_key_of_an_internal_service_is_no_api_key(grid: Service) -> None:

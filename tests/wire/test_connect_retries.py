@@ -27,6 +27,7 @@ from tests.wire.links_helpers import (
     get_device,
     get_key,
     get_link,
+    link_state,
     query_of,
     reason,
     scoped_keys,
@@ -65,6 +66,28 @@ class TestRaces:
         assert devices(operator) == [won[0].devices[0].device_id]
         assert scoped_keys(operator) == [won[0].scoped_key.key_id]
         assert get_link(operator, link.connect_link.connect_link_id) == won[0].connect_link
+
+    def test_of_sixteen_end_users_who_claim_one_device_at_once_one_has_it(self, operator: Client) -> None:
+        api_key = connect_key(operator).api_key
+        links = [create_link(operator, api_key) for _ in range(RACERS)]
+        start = threading.Barrier(RACERS)
+
+        def race(link: pb.CreateConnectLinkResponse) -> pb.CompleteConnectLinkResponse | Refused:
+            start.wait()
+            try:
+                return complete(operator, link.link_token, "battery-1")
+            except grpc.RpcError as error:
+                return as_refused(error)
+
+        with ThreadPoolExecutor(RACERS) as pool:
+            outcomes = list(pool.map(race, links))
+        (won,) = [outcome for outcome in outcomes if not isinstance(outcome, Refused)]
+        lost = [outcome for outcome in outcomes if isinstance(outcome, Refused)]
+        assert {(found.code, found.reason) for found in lost} == {(FAILED_PRECONDITION, "DEVICE_OWNED_BY_ANOTHER")}
+        assert get_device(operator, "battery-1").reference_id == won.connect_link.reference_id
+        assert scoped_keys(operator) == [won.scoped_key.key_id]
+        states = [link_state(operator, link.connect_link.connect_link_id) for link in links]
+        assert sorted(states) == ["COMPLETED"] + ["OPEN"] * (RACERS - 1)
 
     def test_racing_retries_of_one_request_leave_one_working_key(self, operator: Client) -> None:
         link = create_link(operator, connect_key(operator).api_key)
