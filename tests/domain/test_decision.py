@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
 from itertools import combinations
@@ -17,17 +16,16 @@ from server.domain.decision import (
     Evaluation,
     Presented,
     ask,
-    decide,
     find_generation,
     present,
 )
 from server.domain.errors import ErrorReason, Refusal
 from server.domain.exposure import Context
-from server.domain.kinds import TOKEN_KIND, KeyKind, Permission
-from server.domain.model import Device, Generation, Key, KeyState
-from server.domain.peppers import Pepper, Peppers
+from server.domain.kinds import KeyKind, Permission
+from server.domain.model import Generation, Key, KeyState
+from server.domain.peppers import Peppers
 from server.domain.reasons import Reason
-from server.domain.token import Token, TokenKind, checksum, mint, parse
+from server.domain.token import Token, TokenKind, mint, parse
 from tests.builders import (
     DEVICE_ID,
     MANUFACTURER,
@@ -42,46 +40,36 @@ from tests.builders import (
     make_key,
     make_token,
 )
+from tests.domain.cases import (
+    ABOUT_A_DEVICE,
+    ABOUT_NONE,
+    BACKEND,
+    BROWSER,
+    BROWSER_AGENT,
+    COMMAND,
+    FORM,
+    LIST,
+    NOT_FOR,
+    OTHER_PEPPER,
+    READ,
+    SECOND,
+    SECRET,
+    SPOILED,
+    SPOILS,
+    Case,
+    case_of,
+    moments,
+    retired_and_new,
+    under_another_kind,
+    with_key,
+)
 
-SECOND = timedelta(seconds=1)
-BROWSER = Context(client_ip=ip_address("10.1.2.3"), sec_fetch_site="cross-site")
-BACKEND = Context(client_ip=ip_address("10.1.2.3"), user_agent="Go-http-client/2.0")
-OTHER_PEPPER = Pepper("pepper-2", bytes(range(1, 33)))
-
-LIST, READ, COMMAND = Permission.DEVICES_LIST, Permission.DEVICES_READ, Permission.DEVICES_COMMAND
-ABOUT_A_DEVICE = [READ, COMMAND]
-ABOUT_NONE = [permission for permission in Permission if permission not in ABOUT_A_DEVICE]
 # What each kind may do at most, written out once more.
 MOST = {
     KeyKind.SERVER: set(Permission),
     KeyKind.CONNECT: {Permission.CONNECT_LINKS_CREATE},
     KeyKind.SCOPED: {LIST, READ, COMMAND},
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A question and the facts that it is answered from."""
-
-    api_key: str
-    key: Key | None
-    device: Device | None
-    permission: Permission = READ
-    context: Context = BACKEND
-
-    def decide(self, now: datetime = NOW, peppers: Peppers = PEPPERS) -> Decision:
-        device_id = DEVICE_ID if self.permission in ABOUT_A_DEVICE else ""
-        question = ask(self.api_key, self.permission.value, device_id, self.context)
-        return decide(question, self.key, self.device, peppers, now)
-
-
-def case_of(key: Key, *, permission: Permission = READ, generation: int | None = None) -> Case:
-    return Case(api_key=api_key_of(key, generation), key=key, device=make_device(), permission=permission)
-
-
-def with_key(case: Case, **changes: object) -> Case:
-    assert case.key is not None
-    return replace(case, key=replace(case.key, **changes))  # type: ignore[arg-type] # any field, by name
 
 
 # --- What was presented -------------------------------------------------------------------------------------------
@@ -236,56 +224,11 @@ def test_an_unknown_id_and_a_wrong_secret_get_the_same_answer() -> None:
 @pytest.mark.parametrize("claimed", KeyKind)
 def test_a_secret_presented_under_another_kind_is_unknown(kind: KeyKind, claimed: KeyKind) -> None:
     key = make_key(kind)
-    body = api_key_of(key).replace(TOKEN_KIND[kind].value, TOKEN_KIND[claimed].value)[:-6]
-    case = replace(case_of(key), api_key=body + checksum(body))
+    case = replace(case_of(key), api_key=under_another_kind(api_key_of(key), claimed))
     assert (case.decide().reason is Reason.KEY_UNKNOWN) is (claimed is not kind)
 
 
 # --- The order of the checks --------------------------------------------------------------------------------------
-
-FORM, SECRET, EXPOSURE, STATE, SECRET_AGE = "form", "secret", "exposure", "state", "age of the secret"
-
-# For each reason: the check that gives it, and how to make a case fail that check.
-Spoil = Callable[[Case], Case]
-SPOILED: dict[Reason, tuple[str, Spoil]] = {
-    Reason.KEY_MISSING: (FORM, lambda case: replace(case, api_key="")),
-    Reason.KEY_MALFORMED: (FORM, lambda case: replace(case, api_key="txk_srv_")),
-    Reason.KEY_UNKNOWN: (SECRET, lambda case: replace(case, key=None)),
-    Reason.KEY_EXPOSED: (EXPOSURE, lambda case: replace(case, context=replace(case.context, sec_fetch_site="none"))),
-    Reason.KEY_REVOKED: (STATE, lambda case: with_key(case, state=KeyState.REVOKED)),
-    Reason.KEY_SUSPENDED: (STATE, lambda case: with_key(case, state=KeyState.SUSPENDED)),
-    Reason.KEY_EXPIRED: ("expiry", lambda case: with_key(case, expire_time=NOW)),
-    Reason.KEY_RETIRED: (SECRET_AGE, lambda case: with_key(case, generations=retired_and_new(case.key))),
-    Reason.ADDRESS_NOT_PERMITTED: (
-        "address",
-        lambda case: with_key(case, allowed_networks=(ip_network("192.0.2.0/24"),)),
-    ),
-    Reason.PERMISSION_NOT_GRANTED: ("permission", lambda case: with_key(case, permissions=frozenset({LIST}))),
-    Reason.DEVICE_NOT_FOUND: (
-        "device",
-        lambda case: replace(case, device=replace(case.device or make_device(), workspace_id="grid-two")),
-    ),
-    Reason.DEVICE_NOT_PERMITTED: (
-        "device",
-        lambda case: replace(case, device=replace(case.device or make_device(), reference_id="end-user-2")),
-    ),
-    Reason.MANUFACTURER_NOT_PERMITTED: (
-        "manufacturer",
-        lambda case: with_key(case, allowed_manufacturers=frozenset({"globex"})),
-    ),
-}
-NOT_FOR = {
-    KeyKind.SERVER: {Reason.DEVICE_NOT_PERMITTED},
-    KeyKind.SCOPED: {Reason.DEVICE_NOT_FOUND, Reason.KEY_EXPOSED},
-}
-
-
-def retired_and_new(key: Key | None) -> tuple[Generation, ...]:
-    assert key is not None
-    return (
-        make_generation(TOKEN_KIND[key.kind], key.key_id, 1, retire_time=NOW),
-        make_generation(TOKEN_KIND[key.kind], key.key_id, 2),
-    )
 
 
 def spoil(kind: KeyKind, reasons: list[Reason]) -> Decision:
@@ -301,7 +244,6 @@ def possible_together(reasons: tuple[Reason, ...]) -> bool:
     return len(set(checks)) == len(checks)
 
 
-SPOILS = [(kind, reason) for kind in NOT_FOR for reason in SPOILED if reason not in NOT_FOR[kind]]
 PAIRS = [
     pytest.param(kind, earlier, later, id=f"{kind.value}: {earlier.name} before {later.name}")
     for kind in NOT_FOR
@@ -383,8 +325,7 @@ def test_connect_and_scoped_keys_live_in_browsers(kind: KeyKind) -> None:
 
 
 def test_a_server_key_is_not_denied_on_a_mere_suspicion() -> None:
-    agent = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
-    assert replace(case_of(make_key()), context=Context(user_agent=agent)).decide().allowed
+    assert replace(case_of(make_key()), context=Context(user_agent=BROWSER_AGENT)).decide().allowed
 
 
 def test_a_wrong_secret_from_a_browser_is_no_leak() -> None:
@@ -393,8 +334,6 @@ def test_a_wrong_secret_from_a_browser_is_no_leak() -> None:
 
 
 # --- Time ---------------------------------------------------------------------------------------------------------
-
-moments = st.integers(-5, 5).map(lambda seconds: NOW + seconds * SECOND)
 
 
 @pytest.mark.parametrize(
