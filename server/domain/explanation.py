@@ -56,6 +56,7 @@ def explain(
     evaluation = Evaluation(question, key, device, peppers, now)
     if api_key is None and key is not None:
         evaluation.generation = key.generations[-1]
+        peppers.require(evaluation.generation.pepper_id)
     decision = None
     steps = []
     for name, step in STEPS:

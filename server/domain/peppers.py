@@ -72,19 +72,22 @@ class Peppers:
         """Return the id of the signing pepper and the digest (32 bytes) of an ASCII text under it."""
         return self.signing_id, _digest(self._by_id[self.signing_id], text)
 
-    def matches(self, text: str, pepper_id: str, digest: bytes) -> bool:
-        """Tell, in constant time, whether `digest` was made from `text`.
-
-        Raises Refusal (PEPPER_UNAVAILABLE) where the pepper is not here: then nobody can tell.
-        """
-        secret = self._by_id.get(pepper_id)
-        if secret is None:
+    def require(self, pepper_id: str) -> None:
+        """Make sure that what was made with a pepper can be compared here. Raises Refusal (PEPPER_UNAVAILABLE)."""
+        if pepper_id not in self._by_id:
             raise Refusal(
                 ErrorReason.PEPPER_UNAVAILABLE,
                 "a stored digest was made with a pepper that this process does not have",
                 metadata={"pepper_id": pepper_id},
             )
-        return hmac.compare_digest(_digest(secret, text), digest)
+
+    def matches(self, text: str, pepper_id: str, digest: bytes) -> bool:
+        """Tell, in constant time, whether `digest` was made from `text`.
+
+        Raises Refusal (PEPPER_UNAVAILABLE) where the pepper is not here: then nobody can tell.
+        """
+        self.require(pepper_id)
+        return hmac.compare_digest(_digest(self._by_id[pepper_id], text), digest)
 
     def sign(self, purpose: str, message: bytes) -> bytes:
         """Return a tag (16 bytes) that only holders of the signing pepper can make, apart for each purpose."""

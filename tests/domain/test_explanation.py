@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -165,9 +166,10 @@ def test_a_later_step_adds_nothing_to_the_decision_of_an_earlier_one() -> None:
     assert step_of(explanation, "liveness").result is PASSED
 
 
-def test_without_the_pepper_nothing_is_explained_as_nothing_is_decided() -> None:
+@pytest.mark.parametrize("explain", [Case.explain, Case.explain_by_id], ids=["by key", "by id"])
+def test_without_the_pepper_nothing_is_explained_as_nothing_is_decided(explain: Callable[..., Explanation]) -> None:
     with pytest.raises(Refusal) as refused:
-        case_of(make_key()).explain(peppers=Peppers([OTHER_PEPPER]))
+        explain(case_of(make_key()), peppers=Peppers([OTHER_PEPPER]))
     assert refused.value.reason is ErrorReason.PEPPER_UNAVAILABLE
 
 
