@@ -14,8 +14,10 @@ from texture.auth.v1 import (
     workspace_pb2,
 )
 
+from server.domain.decision import STEPS
 from server.domain.errors import ErrorReason
 from server.domain.events import EventType
+from server.domain.explanation import StepResult
 from server.domain.kinds import Environment, ExposurePolicy, KeyKind, Permission, Role
 from server.domain.links import ConnectLinkState
 from server.domain.model import KeyState
@@ -29,6 +31,7 @@ PROTOS = Path(__file__).parents[2] / "protos" / "texture" / "auth" / "v1"
     [
         pytest.param(ErrorReason, error_pb2.ErrorReason.keys(), "ERROR_REASON_", id="ErrorReason"),
         pytest.param(Reason, authorize_service_pb2.Reason.keys(), "REASON_", id="Reason"),
+        pytest.param(StepResult, authorize_service_pb2.StepResult.keys(), "STEP_RESULT_", id="StepResult"),
         pytest.param(KeyKind, key_pb2.KeyKind.keys(), "KEY_KIND_", id="KeyKind"),
         pytest.param(KeyState, key_pb2.KeyState.keys(), "KEY_STATE_", id="KeyState"),
         pytest.param(Role, caller_pb2.Role.keys(), "ROLE_", id="Role"),
@@ -55,3 +58,8 @@ def test_the_contract_lists_every_type_of_event_and_no_other() -> None:
 def test_the_contract_lists_every_permission_and_no_other() -> None:
     comment = (PROTOS / "authorize_service.proto").read_text().partition("// One of `")[2].partition("Anything")[0]
     assert re.findall(r"`?([a-z_]+:[a-z]+)`", comment) == [permission.value for permission in Permission]
+
+
+def test_the_contract_lists_every_step_of_an_explanation_in_order_and_no_other() -> None:
+    comment = (PROTOS / "authorize_service.proto").read_text().partition("// Its name: ")[2].partition("More may")[0]
+    assert re.findall(r"`([a-z]+)`", comment) == [name for name, _ in STEPS]
