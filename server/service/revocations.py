@@ -107,17 +107,18 @@ def _matches(reader: Reader, call: Call, which: KeyFilter, now: datetime) -> tup
     actor_of(reader, call, which.workspace_id, Permission.KEYS_MANAGE, now)
     found: list[Key] = []
     after = None
-    while len(found) <= MAXIMUM:
+    while True:
         page = reader.list_keys(which, after, MAXIMUM + 1 - len(found))
         found += page.rows
         after = page.next
+        if len(found) > MAXIMUM:
+            raise Refusal(
+                ErrorReason.MATCHES_TOO_MANY,
+                f"filter: more than {MAXIMUM} keys match; narrow it, by the time of creation for one",
+                metadata={"maximum": str(MAXIMUM)},
+            )
         if after is None:
             return tuple(found)
-    raise Refusal(
-        ErrorReason.MATCHES_TOO_MANY,
-        f"filter: more than {MAXIMUM} keys match; narrow it, by the time of creation for one",
-        metadata={"maximum": str(MAXIMUM)},
-    )
 
 
 def _revocation(found: tuple[Key, ...]) -> Revocation:
