@@ -55,7 +55,7 @@ class RevocationService:
 
     def revoke(self, call: Call, workspace_id: str, selection: Selection, expected_count: int) -> Mutation[Revocation]:
         """End the keys, if they are as many as expected. Refusals: see KeyService.RevokeKeys in `key_service.proto`."""
-        which = self._checked(call, workspace_id, selection)
+        which = self._checked(call, workspace_id, selection, expected_count)
 
         def work(writer: Writer, now: datetime) -> Revocation:
             found = _matches(writer, call, which, now)
@@ -77,7 +77,7 @@ class RevocationService:
             call, work, lambda done: str(done.count), lambda _writer, count, _now: Revocation(int(count), ())
         )
 
-    def _checked(self, call: Call, workspace_id: str, selection: Selection) -> KeyFilter:
+    def _checked(self, call: Call, workspace_id: str, selection: Selection, expected_count: int = 0) -> KeyFilter:
         """Return the filter of a selection. Raises Refusal (FIELD_INVALID), for an empty one too."""
         fields = Fields()
         call.check(fields)
@@ -86,6 +86,8 @@ class RevocationService:
             fields.fault("filter", "must say which keys; the workspace alone is not enough")
         if selection.reference_id:
             fields.visible("filter.reference_id", selection.reference_id)
+        if expected_count < 0:
+            fields.fault("expected_count", "must not be negative")
         labels = fields.labels("filter.labels", selection.labels, LABEL_FILTERS)
         fields.refuse_if_invalid()
         return KeyFilter(
