@@ -79,6 +79,17 @@ def revoking(service: Service, key_id: str, actor: str) -> Message:
     return service.operator.keys.RevokeKey(pb.RevokeKeyRequest(key_id=key_id, on_behalf_of_key_id=actor))
 
 
+def revoking_all(service: Service, _key_id: str, actor: str) -> Message:
+    """End every server key there is, the actor among them."""
+    request = pb.RevokeKeysRequest(
+        workspace_id=WORKSPACE, filter=pb.RevokeKeysFilter(kind=KEY_KIND_SERVER), dry_run=True
+    )
+    found = service.operator.keys.RevokeKeys(request).count
+    request.MergeFrom(pb.RevokeKeysRequest(expected_count=found, on_behalf_of_key_id=actor))
+    request.dry_run = False
+    return service.operator.keys.RevokeKeys(request)
+
+
 def configure(service: Service, _key_id: str, actor: str) -> Message:
     return service.operator.workspaces.UpdateWorkspace(
         workspace_service_pb2.UpdateWorkspaceRequest(
@@ -111,6 +122,7 @@ MUTATIONS = {
     "ResumeKey": Mutation(resume, "keys:manage", "key.resumed"),
     "RotateKey": Mutation(rotate, "keys:manage", "key.rotated"),
     "RevokeKey": Mutation(revoking, "keys:manage", "key.revoked"),
+    "RevokeKeys": Mutation(revoking_all, "keys:manage", "key.revoked"),
     "UpdateWorkspace": Mutation(configure, "workspace:configure", "workspace.updated"),
     "EraseEndUser": Mutation(erase, "keys:manage", "end_user.erased"),
 }
@@ -137,7 +149,8 @@ def test_a_live_key_that_may_manage_keys_may_ask_and_the_event_names_it(grid: Se
 
     response: Any = mutation.call(grid, subject.key.key_id, actor.key.key_id)
 
-    last = events_of(grid, response.key.key_id)[-1]
+    changed = response.key.key_id if name == "CreateKey" else subject.key.key_id
+    last = events_of(grid, changed)[-1]
     assert (last.type, last.caller_id, last.on_behalf_of_key_id) == (
         mutation.event,
         "dev-operator",

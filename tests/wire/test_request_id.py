@@ -44,7 +44,8 @@ def ids(service: Service) -> Ids:
     make_workspace(service)
     register(service, "device-1", "device-2")
     service.caller("device-api", ROLE_AUTHORIZER)
-    found = {"key_id": make_key(service).key.key_id, "suspended": make_key(service).key.key_id}
+    leaving = make_key(service, labels={"team": "leaving"})
+    found = {"key_id": leaving.key.key_id, "suspended": make_key(service).key.key_id}
     suspend(service, found["suspended"])
     return found
 
@@ -80,6 +81,13 @@ def _update_key(name: str) -> Callable[[Ids], Message]:
 
 def _about_key(request: Any, which: str = "key_id", **fields: Any) -> Callable[[Ids], Message]:
     return lambda ids: request(key_id=ids[which], **fields)
+
+
+def _revoke_keys(reason: str) -> Callable[[Ids], Message]:
+    which = key_service_pb2.RevokeKeysFilter(labels={"team": "leaving"})
+    return lambda _: key_service_pb2.RevokeKeysRequest(
+        workspace_id=WORKSPACE, filter=which, expected_count=1, reason=reason
+    )
 
 
 def _create_workspace(name: str) -> Callable[[Ids], Message]:
@@ -165,6 +173,7 @@ CALLS = {
             _about_key(key_service_pb2.RevokeKeyRequest),
             _about_key(key_service_pb2.RevokeKeyRequest, "suspended"),
         ),
+        Call("keys", "RevokeKeys", _revoke_keys(""), _revoke_keys("other")),
         Call("workspaces", "CreateWorkspace", _create_workspace("a"), _create_workspace("b")),
         Call("workspaces", "UpdateWorkspace", _update_workspace("a"), _update_workspace("b")),
         Call("workspaces", "EraseEndUser", _erase("a"), _erase("b")),
@@ -197,7 +206,7 @@ def entity(response: Any) -> list[str]:
     return [
         str(getattr(response, field.name))
         for field in response.DESCRIPTOR.fields
-        if field.name in ("key", "workspace", "devices", "caller")
+        if field.name in ("key", "count", "workspace", "devices", "caller")
     ]
 
 
