@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from server.domain.kinds import KeyKind
+from server.domain.model import Key, KeyState
 from server.domain.token import TokenKind
-from server.store.contract import Duplicate, Store
+from server.store.contract import Duplicate, KeyFilter, Store
 from server.store.peewee_store import Engine
-from tests.builders import CALLER_KEY_ID, NOW, make_caller, make_device, make_generation, make_key
+from tests.builders import CALLER_KEY_ID, NOW, WORKSPACE_ID, make_caller, make_device, make_generation, make_key
 from tests.store.samples import CASES, HANDLINGS, INSERTED, Handling
 from tests.store.support import (
     OTHER_WORKSPACE_ID,
@@ -26,6 +27,32 @@ from tests.store.support import (
 
 every_entity = pytest.mark.parametrize("handling", HANDLINGS, ids=str)
 every_inserted_entity = pytest.mark.parametrize("handling", INSERTED, ids=str)
+
+
+def _states_of_many_keys(count: int) -> list[tuple[Key, Key]]:
+    """Return keys and what becomes of them, no two alike: generations and labels are added, changed and dropped."""
+    states = []
+    for number in range(count):
+        key_id = f"Many{number:012}"
+        first, second, third = (make_generation(TokenKind.SERVER, key_id, place) for place in (1, 2, 3))
+        retired = replace(first, retire_time=NOW)
+        before = make_key(
+            key_id=key_id,
+            generations=((first,), (retired, second))[number % 2],
+            labels=({}, {"team": f"t{number}"}, {"team": "a", "site": "1"})[number % 3],
+        )
+        after = replace(
+            before,
+            state=KeyState.REVOKED if number % 2 else KeyState.ACTIVE,
+            revoke_time=NOW if number % 2 else None,
+            workspace_id=(WORKSPACE_ID, OTHER_WORKSPACE_ID)[number % 5 == 0],
+            display_name=f"key {number}",
+            generations=((retired, second), (replace(second, retire_time=NOW), third))[number % 2],
+            labels=({"new": ""}, {}, {"site": "2"}, {"team": f"t{number}"})[number % 4],
+            update_time=NOW + timedelta(seconds=number),
+        )
+        states.append((before, after))
+    return states
 
 
 class EntityPromises:
@@ -195,6 +222,75 @@ class EntityPromises:
                 found = reader.keys([SERVER_KEY_ID, other.key_id])
             assert found[SERVER_KEY_ID].labels == labels
             assert found[other.key_id] == other
+
+    def test_many_keys_are_replaced_at_once_each_by_its_own_new_state(self, store: Store, engine: Engine) -> None:
+        populate(store)
+        states = _states_of_many_keys(510)
+        with store.write() as writer:
+            for before, _ in states:
+                writer.add_key(before)
+        with store.write() as writer:
+            assert len(writer.keys([before.key_id for before, _ in states])) == len(states)
+            writer.replace_keys([after for _, after in states])
+            assert writer.keys([states[-1][1].key_id]) == {states[-1][1].key_id: states[-1][1]}
+        with store.read() as reader:
+            found = reader.keys([*(after.key_id for _, after in states), SERVER_KEY_ID])
+            listed = reader.list_keys(KeyFilter(workspace_id=OTHER_WORKSPACE_ID, now=NOW), None, 1_000).rows
+        assert found == {after.key_id: after for _, after in states} | {SERVER_KEY_ID: make_key()}
+        # In their place of before, too: those that have moved to another workspace excepted.
+        assert [key.key_id for key in listed] == sorted(
+            after.key_id for _, after in states if after.workspace_id == OTHER_WORKSPACE_ID
+        )
+        changed = {(kind, entity_id) for _, kind, entity_id in changes_of(engine, writer.revision.number)}
+        assert changed == {("key", after.key_id) for _, after in states}
+
+    def test_of_many_keys_each_retires_its_secret_before_the_next_one_takes_its_place(self, store: Store) -> None:
+        populate(store)
+        keys = [make_key(key_id=f"Rotated{number:09}") for number in range(3)]
+        with store.write() as writer:
+            for key in keys:
+                writer.add_key(key)
+        for number in range(2, 5):
+            # As a rotation does: one retires and one is added; from the second one on the oldest is dropped.
+            keys = [
+                replace(
+                    key,
+                    generations=(
+                        replace(key.generations[-1], retire_time=NOW + timedelta(seconds=number)),
+                        make_generation(TokenKind.SERVER, key.key_id, number),
+                    ),
+                )
+                for key in keys
+            ]
+            with store.write() as writer:
+                writer.replace_keys(keys)
+            with store.read() as reader:
+                assert reader.keys([key.key_id for key in keys]) == {key.key_id: key for key in keys}
+
+    @pytest.mark.parametrize("place", [0, 1, 2], ids=["first", "in the middle", "last"])
+    def test_of_keys_one_of_which_does_not_exist_none_is_replaced(
+        self, store: Store, engine: Engine, place: int
+    ) -> None:
+        populate(store)
+        known = [
+            replace(make_key(), display_name="renamed", labels={"a": "b"}),
+            replace(make_key(KeyKind.CONNECT), state=KeyState.REVOKED, revoke_time=NOW),
+        ]
+        given = [*known[:place], make_key(key_id="NoKey00000000001"), *known[place:]]
+        before = dump(engine)
+        with pytest.raises(LookupError), store.write() as writer:
+            writer.replace_keys(given)
+        assert dump(engine) == before
+        with store.write() as writer, pytest.raises(LookupError):
+            writer.replace_keys(given)
+        assert dump(engine) == before
+
+    def test_no_keys_are_replaced_without_a_trace(self, store: Store, engine: Engine) -> None:
+        populate(store)
+        before = dump(engine)
+        with store.write() as writer:
+            writer.replace_keys([])
+        assert dump(engine) == before
 
     def test_devices_of_any_workspace_are_returned_by_id(self, store: Store) -> None:
         populate(store)

@@ -178,6 +178,10 @@ def _key_matches(key: Key, which: KeyFilter) -> bool:
         and which.state in (None, key.state_at(which.now))
         and which.reference_id in (None, key.reference_id)
         and which.labels.items() <= key.labels.items()
+        and which.revoked in (None, key.state is KeyState.REVOKED)
+        and which.created_by_key_id in (None, key.created_by_key_id)
+        and (which.created_from is None or key.create_time >= which.created_from)
+        and (which.created_before is None or key.create_time < which.created_before)
     )
 
 
@@ -290,6 +294,60 @@ class ListPromises:
             assert len(found) == len({key.key_id for key in found})
             found_something += bool(found)
         assert found_something > 50
+
+    def test_every_filter_by_how_keys_came_about_and_whether_they_are_revoked_finds_what_matches(
+        self, store: Store
+    ) -> None:
+        populate(store)
+        keys = [
+            replace(
+                key, create_time=NOW + number % 4 * MOMENT, created_by_key_id=(None, "by-one", "by-two")[number % 3]
+            )
+            for number, key in enumerate(_keys_of_all_sorts())
+        ]
+        elsewhere = [replace(key, key_id=f"e{key.key_id}", workspace_id=OTHER_WORKSPACE_ID) for key in keys]
+        with store.write() as writer:
+            for key in keys + elsewhere:
+                writer.add_key(key)
+        everything = list_keys(store, KeyFilter(workspace_id=WORKSPACE_ID, now=NOW)) + elsewhere
+        times = (None, NOW - timedelta(days=60), NOW, NOW + MOMENT, NOW + 3 * MOMENT, NOW + 4 * MOMENT)
+        found_something = 0
+        for revoked, maker, begin, end, kind in product(
+            (None, True, False), (None, "by-one", "BY-ONE", "\0"), times, times, (None, KeyKind.SCOPED)
+        ):
+            which = KeyFilter(
+                workspace_id=WORKSPACE_ID,
+                now=NOW,
+                kind=kind,
+                revoked=revoked,
+                created_by_key_id=maker,
+                created_from=begin,
+                created_before=end,
+            )
+            found = list_keys(store, which)
+            assert {key.key_id for key in found} == {key.key_id for key in everything if _key_matches(key, which)}
+            found_something += bool(found)
+        assert found_something > 50
+
+    def test_a_key_that_only_time_has_ended_is_not_a_revoked_one(self, store: Store) -> None:
+        populate(store)
+        expired = make_key(key_id="Expired000000001", expire_time=NOW)
+        revoked = replace(expired, key_id="Revoked000000001", state=KeyState.REVOKED, revoke_time=NOW)
+        with store.write() as writer:
+            writer.add_key(expired)
+            writer.add_key(revoked)
+        which = KeyFilter(workspace_id=WORKSPACE_ID, now=NOW, kind=KeyKind.SERVER, revoked=False)
+        assert {key.key_id for key in list_keys(store, which)} == {SERVER_KEY_ID, expired.key_id}
+        assert list_keys(store, replace(which, revoked=True)) == [revoked]
+
+    def test_pages_of_a_filtered_list_miss_nothing_that_a_filter_by_time_finds(self, store: Store) -> None:
+        populate(store)
+        keys = [make_key(key_id=_scrambled(number), create_time=NOW + number % 2 * MOMENT) for number in range(12)]
+        for key in keys:
+            with store.write() as writer:
+                writer.add_key(key)
+        which = KeyFilter(workspace_id=WORKSPACE_ID, now=NOW, created_from=NOW, created_before=NOW + MOMENT)
+        assert list_keys(store, which, limit=2) == keys[::2]
 
     @pytest.mark.parametrize("state", KeyState)
     def test_a_state_is_taken_as_of_the_instant_asked_about(self, store: Store, state: KeyState) -> None:
