@@ -257,7 +257,9 @@ def revoke_all(
     )
     reply = client.call(KeyServiceStub(client.channel).RevokeKeys, request)
     show(reply, as_json, leave_out=("revision",))
-    if request.dry_run and reply.count:
+    if not reply.count:
+        click.echo("no key matches", err=True)
+    elif request.dry_run:
         click.echo(f"nothing was revoked yet: repeat this with --expected-count {reply.count}", err=True)
 
 
