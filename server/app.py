@@ -20,6 +20,7 @@ from server.domain.peppers import Peppers
 from server.service.base import Call, Clock, Resources
 from server.service.callers import CallerFields, CallerService
 from server.service.housekeeping import PRUNING_SECONDS, Chore, Housekeeper, prune_events
+from server.service.rehashing import REHASH_SECONDS, Rehashing
 from server.settings import PREFIX, Settings
 from server.store import schema
 from server.store.peewee_store import Engine, PeeweeStore
@@ -155,10 +156,15 @@ class App:
                 _log.info("migrated", migration=name)
         _refuse_other_schema(self._database.engine)
         self._resources = Resources(self._database.store, load_peppers(settings), clock)
+        self._rehashing = Rehashing(self._resources)
         self._server = GrpcServer(
-            self._resources, _limits(settings), settings.development, settings.log_allow_sample_or_default
+            self._resources,
+            self._rehashing,
+            _limits(settings),
+            open_reflection=settings.development,
+            log_allow_sample=settings.log_allow_sample_or_default,
         )
-        self._housekeeper = Housekeeper(_chores(settings, self._resources))
+        self._housekeeper = Housekeeper(_chores(settings, self._resources, self._rehashing))
         self.operator_key_file = self._development_operator() if settings.development else None
 
     def start(self) -> int:
@@ -224,9 +230,9 @@ class App:
         return path
 
 
-def _chores(settings: Settings, resources: Resources) -> list[Chore]:
+def _chores(settings: Settings, resources: Resources, rehashing: Rehashing) -> list[Chore]:
     """Return what a server with these settings does by itself."""
-    chores = []
+    chores = [Chore("rehash secrets", REHASH_SECONDS, rehashing.store)]
     if settings.event_retention_days is not None:
         retention = timedelta(days=settings.event_retention_days)
         chores.append(Chore("prune events", PRUNING_SECONDS, partial(prune_events, resources, retention)))

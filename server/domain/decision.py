@@ -92,12 +92,13 @@ class Decision:
 
 
 def find_generation(
-    token: Token, generations: tuple[Generation, ...], peppers: Peppers, now: datetime
+    token: Token, generations: tuple[Generation, ...], peppers: Peppers, now: datetime, *, ended: bool = False
 ) -> Generation | None:
     """Return the generation whose secret this is, compared in constant time; None where it is none of them.
 
     Raises Refusal (PEPPER_UNAVAILABLE) where none matches and one in force could not be compared: that is not a no.
-    For one that is retired it is, so that a pepper can be taken away once nothing in force needs it.
+    For one that is retired, or whose key has `ended` for good, it is, so that a pepper can be taken away once nothing
+    in force needs it.
     """
     unavailable = None
     for generation in reversed(generations):
@@ -107,7 +108,7 @@ def find_generation(
         except Refusal as refusal:
             if refusal.reason is not ErrorReason.PEPPER_UNAVAILABLE:  # pragma: no cover - it raises no other
                 raise
-            if not generation.retired(now):
+            if not ended and not generation.retired(now):
                 unavailable = refusal
     if unavailable is not None:
         raise unavailable
@@ -166,7 +167,8 @@ class Evaluation:
         token = self.question.presented.token
         if token is None or self.key is None or TOKEN_KIND[self.key.kind] is not token.kind:
             return Reason.KEY_UNKNOWN
-        self.generation = find_generation(token, self.key.generations, self.peppers, self.now)
+        ended = self.key.state is KeyState.REVOKED
+        self.generation = find_generation(token, self.key.generations, self.peppers, self.now, ended=ended)
         return Reason.KEY_UNKNOWN if self.generation is None else None
 
     def exposure(self) -> Reason | None:

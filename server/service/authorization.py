@@ -16,6 +16,7 @@ from server.domain.revision import Revision, decode
 from server.domain.validation import is_device_id
 from server.service.base import Resources, require_key
 from server.service.exposures import ExposureService
+from server.service.rehashing import Rehashing
 from server.store.contract import Reader, StoreUnavailable
 
 
@@ -39,9 +40,10 @@ class Answers:
 class AuthorizationService:
     """Answers whether the holders of keys may do things."""
 
-    def __init__(self, resources: Resources, exposures: ExposureService) -> None:
+    def __init__(self, resources: Resources, exposures: ExposureService, rehashing: Rehashing) -> None:
         self._resources = resources
         self._exposures = exposures
+        self._rehashing = rehashing
 
     def answer(self, questions: Sequence[Question | Refusal], at_least_revision: str, caller_id: str) -> Answers:
         """Answer questions from one snapshot, at the revision of a token or later; an empty token asks for none.
@@ -78,6 +80,8 @@ class AuthorizationService:
                 answers.append(refusal)
                 continue
             answers.append(Answer(decision, secrets.token_hex(12), _valid_for(decision, now)))
+            if token is not None and decision.generation is not None:
+                self._rehashing.offer(token, decision.generation)
         with suppress(StoreUnavailable):
             decisions = (answer.decision for answer in answers if isinstance(answer, Answer))
             self._exposures.contain(decisions, caller_id)

@@ -17,6 +17,7 @@ from server.domain.model import Caller
 from server.domain.token import TokenKind, new_id, parse
 from server.domain.validation import Fields
 from server.service.base import Call, Issued, Listing, Mutation, Resources, repeated
+from server.service.rehashing import Rehashing
 from server.store.contract import Duplicate, Reader, Writer
 
 UPDATABLE = ("display_name", "roles", "certificate_names")
@@ -34,8 +35,9 @@ class CallerFields:
 class CallerService:
     """Creates, recognises, changes and ends callers."""
 
-    def __init__(self, resources: Resources) -> None:
+    def __init__(self, resources: Resources, rehashing: Rehashing | None = None) -> None:
         self._resources = resources
+        self._rehashing = rehashing
 
     def authenticate(self, credential: str) -> Caller:
         """Return the caller whose `svc` key this is. Raises Refusal (CALLER_CREDENTIAL_*, CALLER_REVOKED)."""
@@ -48,7 +50,13 @@ class CallerService:
             caller = reader.caller_of_key(token.public_id)
         generation = None
         if caller is not None:
-            generation = find_generation(token, caller.generations, self._resources.peppers, self._resources.clock())
+            generation = find_generation(
+                token,
+                caller.generations,
+                self._resources.peppers,
+                self._resources.clock(),
+                ended=caller.revoke_time is not None,
+            )
         if caller is None or generation is None:
             raise Refusal(ErrorReason.CALLER_CREDENTIAL_UNKNOWN, "there is no such credential")
         _check_live(caller)
@@ -58,6 +66,8 @@ class CallerService:
                 "the credential was replaced by a rotation; the caller's new one works",
                 metadata={"caller_id": caller.caller_id},
             )
+        if self._rehashing is not None:
+            self._rehashing.offer(token, generation)
         return caller
 
     def authenticate_certificate(self, names: Collection[str]) -> Caller:

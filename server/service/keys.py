@@ -169,7 +169,13 @@ class KeyService:
         with self._resources.store.read() as reader:
             key = reader.keys([token.public_id]).get(token.public_id)
         if key is not None and TOKEN_KIND[key.kind] is token.kind:
-            generation = find_generation(token, key.generations, self._resources.peppers, self._resources.clock())
+            generation = find_generation(
+                token,
+                key.generations,
+                self._resources.peppers,
+                self._resources.clock(),
+                ended=key.state is KeyState.REVOKED,
+            )
             if generation is not None:
                 return key, generation
         raise Refusal(ErrorReason.KEY_NOT_FOUND, "there is no such key")

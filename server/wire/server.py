@@ -30,6 +30,7 @@ from server.service.connect import ConnectService
 from server.service.devices import DeviceService
 from server.service.exposures import ExposureService
 from server.service.keys import KeyService
+from server.service.rehashing import Rehashing
 from server.service.revocations import RevocationService
 from server.service.workspaces import WorkspaceService
 from server.wire.gate import Gate, House
@@ -69,9 +70,15 @@ class GrpcServer:
     """The services behind the gate, with health and reflection."""
 
     def __init__(
-        self, resources: Resources, limits: Limits, open_reflection: bool, log_allow_sample: float = 1.0
+        self,
+        resources: Resources,
+        rehashing: Rehashing,
+        limits: Limits,
+        *,
+        open_reflection: bool,
+        log_allow_sample: float,
     ) -> None:
-        callers = CallerService(resources)
+        callers = CallerService(resources, rehashing)
         self._health = HealthMonitor(resources.store.ping, SERVICES)
         self._pool = CountingPool(limits.threads, limits.queue)
         self._side_pool = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")
@@ -88,7 +95,7 @@ class GrpcServer:
         clock = resources.clock
         exposures = ExposureService(resources)
         authorize_service_pb2_grpc.add_AuthorizeServiceServicer_to_server(
-            AuthorizeServicer(AuthorizationService(resources, exposures)), self._server
+            AuthorizeServicer(AuthorizationService(resources, exposures, rehashing)), self._server
         )
         key_service_pb2_grpc.add_KeyServiceServicer_to_server(
             KeyServicer(KeyService(resources), RevocationService(resources), clock), self._server
