@@ -78,6 +78,16 @@ class Postgres:
         """Start it again, at the same address."""
         self._control("start", "-o", f'-h "" -k {self.socket.parent}', "-l", str(self.socket.with_name("log")))
 
+    def demote(self) -> None:
+        """Make it a standby, which follows another server and takes no writes."""
+        self.stop("fast")
+        self.socket.with_name("standby.signal").touch()
+        self.start()
+
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self._control("promote")
+
     def _control(self, *arguments: str) -> None:
         subprocess.run(
             [

@@ -179,6 +179,23 @@ def test_a_database_that_falls_silent_is_away_until_it_answers_again(tmp_path: P
         assert reason(service.operator, made.api_key) == "PERMITTED"
 
 
+def test_a_standby_is_not_asked_since_it_may_not_know_of_a_revocation(tmp_path: Path, database: Postgres) -> None:
+    url = database.new_database()
+    with running_service(tmp_path, database=url) as service:
+        create_workspace(service.operator)
+        made = server_key(service.operator)
+        database.demote()
+        try:
+            with psycopg.connect(url) as beside:
+                assert beside.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
+            found = refused(reason, service.operator, made.api_key)
+            assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+        finally:
+            database.promote()
+        wait_until(lambda: healths(service.channel) == SERVING, "the database is the primary again")
+        assert reason(service.operator, made.api_key) == "PERMITTED"
+
+
 def test_a_change_whose_answer_was_lost_on_the_way_is_found_by_a_retry(tmp_path: Path, database: Postgres) -> None:
     url = database.new_database()
     with (
