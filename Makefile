@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(sort $(shell cd protos && find . -name '*.proto' | sed 's|^\./||'))
+BREAKING := PATH="$(CURDIR)/$(BIN):$$PATH" .ci/breaking
 # Where `make proto` writes; the drift check points it elsewhere and compares.
 STUBS ?= generated/python
 
-.PHONY: help setup run demo test check format proto proto-drift lock clean
+.PHONY: help setup run demo tools test check release-image format proto proto-drift lock clean
 
 help: ## what the targets do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make the environment, from the lock file
 
@@ -29,7 +30,10 @@ run: setup ## start the development server on SQLite under var/
 demo: setup ## play the whole story against a server of its own
 	@$(BIN)/python -m tests.demo
 
-test: setup ## every test, with coverage
+tools: setup ## make grpcurl for the tests: by Go, where Go is
+	@.ci/tools $(VENV)
+
+test: tools ## every test, with coverage
 	@rm -f .coverage .coverage.*
 	$(BIN)/pytest -n auto --cov --cov-report= tests
 	$(BIN)/coverage report
@@ -42,7 +46,11 @@ check: setup proto-drift ## every check that is not a test
 	$(BIN)/mypy
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+	$(BREAKING) check protos
 	$(BIN)/pytest tests/store/test_schema.py
+
+release-image: setup ## keep the protos as a release has them, for the breaking check: VERSION=0.1.0
+	@$(BREAKING) keep protos "$(VERSION)"
 
 format: setup ## put the code into shape
 	$(BIN)/ruff check --fix .
