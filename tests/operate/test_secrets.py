@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ from texture.auth.v1 import connect_service_pb2 as connect_pb
 from texture.auth.v1 import device_service_pb2 as device_pb
 from texture.auth.v1 import key_service_pb2 as key_pb
 from texture.auth.v1 import workspace_service_pb2 as workspace_pb
-from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER, Caller
+from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER, ROLE_WATCHER, Caller
 from texture.auth.v1.key_pb2 import KEY_KIND_SERVER, Key
 from texture.auth.v1.workspace_pb2 import Workspace
 
+from server import app
+from server.settings import Settings
 from tests.harness import Client
+from tests.operate.drive import METHODS, World, is_secret, life, with_text
 from tests.operate.process import Server, client, serving
 from tests.wire.links_helpers import (
     SITE_URI,
@@ -163,3 +168,246 @@ def test_a_secret_given_where_an_id_belongs_is_not_logged(tmp_path: Path, kind: 
         secret = token.rsplit("_", 1)[-1][:32]
         told = [line["method"].rpartition("/")[2] for line in server.log if secret in str(line)]
     assert told == []
+
+
+# --- Every RPC, in every way ----------------------------------------------------------------------------------------
+
+PEPPERS = {"2030-01": bytes(range(100, 132)), "2029-01": bytes(range(180, 212))}
+MARKED = {
+    found.name
+    for method in METHODS.values()
+    for found in (*method.input_type.fields, *method.output_type.fields)
+    if is_secret(found)
+}
+UNKNOWN_ID = "0" * 16
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What must be seen nowhere: 8 characters in a row of any secret, and digests and peppers in any form."""
+
+    grams: frozenset[str]
+    hexadecimal: frozenset[str]
+    blobs: frozenset[bytes]
+    spelled: frozenset[str]
+
+    @classmethod
+    def of(cls, tokens: Iterable[str], blobs: Iterable[bytes]) -> Hidden:
+        blobs = frozenset(blobs)
+        secrets = [token.rsplit("_", 1)[-1] for token in tokens]
+        spelled = set()
+        for blob in blobs:
+            spelled |= {base64.b64encode(blob).decode()[:20], base64.urlsafe_b64encode(blob).decode()[:20]}
+            spelled |= {repr(blob)[2:-1], json.dumps(repr(blob)[2:-1])[1:-1]}
+        return cls(
+            frozenset(gram for secret in secrets for gram in _windows(secret, 8)),
+            frozenset(gram for blob in blobs for gram in _windows(blob.hex(), 16)),
+            blobs,
+            frozenset(spelled),
+        )
+
+    def within(self, said: bytes) -> set[str]:
+        """Return what of it stands in some output."""
+        text = said.decode("utf-8", errors="replace")
+        found = {gram for run in re.findall("[0-9A-Za-z]{8,}", text) for gram in _windows(run, 8)} & self.grams
+        runs = re.findall("[0-9a-f]{16,}", text.lower())
+        found |= {gram for run in runs for gram in _windows(run, 16)} & self.hexadecimal
+        found |= {spelled for spelled in self.spelled if spelled in text}
+        return found | {repr(blob) for blob in self.blobs if blob in said}
+
+
+def _windows(text: str, length: int) -> set[str]:
+    return {text[start : start + length] for start in range(len(text) - length + 1)}
+
+
+@contextmanager
+def production(folder: Path, log_format: str) -> Iterator[tuple[Server, World]]:
+    """Run a server as in production, but in plain text, which logs all that there is to log."""
+    (folder / "peppers").write_text("".join(f"{name} {secret.hex()}\n" for name, secret in PEPPERS.items()))
+    settings = Settings(database=f"sqlite:{folder / 'auth.db'}", peppers_file=folder / "peppers")
+    app.migrate(settings)
+    operator_key = app.bootstrap(settings, "operator")
+    flags = ("--insecure-plaintext", "--peppers-file", "peppers", "--database", "sqlite:auth.db")
+    logging = ("--log-level", "debug", "--log-allow-sample", "1", "--log-format", log_format)
+    with serving(folder, *flags, *logging) as server, grpc.insecure_channel(server.address) as channel:
+        yield server, World(channel, operator_key)
+
+
+def without_leave(world: World) -> None:
+    """Call everything as callers who may not."""
+    watcher: Any = world.call(caller_pb.CreateCallerRequest(caller_id="a-watcher", roles=[ROLE_WATCHER]), "rightly")
+    customers = next(iter(sorted(token for token in world.secrets if token.startswith("txk_srv_"))))
+    credentials = {
+        "without the role": watcher.caller_key,
+        "without a credential": None,
+        "with a wrong credential": with_wrong_secret(world.operator_key),
+        "with a credential cut off": world.operator_key[:-1],
+        "with a customer's key for a credential": customers,
+    }
+    world.secrets.add(with_wrong_secret(world.operator_key))
+    for how, credential in credentials.items():
+        for request in world.every_request():
+            world.call(request, how, credential)
+
+
+def malformed(world: World) -> None:
+    """Send what is no message at all, and what is too large a one, each with a key in it."""
+    for path in METHODS:
+        world.call_raw(path, b"\xff\xff" + world.operator_key.encode(), "with no message")
+    world.call(
+        authorize_pb.AuthorizeRequest(api_key=world.operator_key * 20_000, permission="devices:list"), "too large"
+    )
+
+
+def wrong_secrets_and_ids(world: World) -> None:
+    """Give a secret that is nearly right, or parts of one, where a secret belongs, and unknown ids where an id does."""
+    for request in world.every_request():
+        for where, changed in with_text(request, UNKNOWN_ID):
+            if where.rstrip("s").endswith("_id"):
+                world.call(changed, f"with an unknown {where}")
+        for name in {found.name for found in request.DESCRIPTOR.fields} & MARKED:
+            right = getattr(request, name)
+            if right:
+                wrong = with_wrong_secret(right)
+                world.secrets.add(wrong)
+                for text in (wrong, right[:-1], f" {right}", f"Bearer {right}", right.rsplit("_", 1)[-1]):
+                    for where, changed in with_text(request, text):
+                        if where == name:
+                            world.call(changed, f"with a wrong {where}")
+
+
+def misplaced_everywhere(world: World) -> None:
+    """Put a key or a link's token into every field that takes text, alone and among words."""
+    kinds = {token.split("_")[1] if token.startswith("txk") else "txl": token for token in sorted(world.secrets)}
+    assert set(kinds) == {"srv", "con", "scp", "svc", "txl"}
+    for kind in ("srv", "svc", "txl"):
+        for form in ("{}", "see {} there") if kind == "srv" else ("{}",):
+            for request in world.every_request():
+                for where, changed in with_text(request, form.format(kinds[kind])):
+                    world.call(changed, f"with a {kind} in {where}")
+
+
+def after_the_end(world: World) -> None:
+    """Revoke every key and every caller but the operator, and ask everything again."""
+    workspace_id = next(world.every_request_of("GetWorkspace")).workspace_id
+    listed: Any = world.call(key_pb.ListKeysRequest(workspace_id=workspace_id, page_size=1000), "rightly")
+    for key in listed.keys:
+        world.call(key_pb.RevokeKeyRequest(key_id=key.key_id, reason="the end"), "rightly")
+        world.call(key_pb.ListKeyEventsRequest(key_id=key.key_id, page_size=1000), "rightly")
+    callers: Any = world.call(caller_pb.ListCallersRequest(page_size=1000), "rightly")
+    for caller in callers.callers:
+        if caller.caller_id != "operator":
+            world.call(caller_pb.RevokeCallerRequest(caller_id=caller.caller_id), "rightly")
+    for request in world.every_request():
+        world.call(request, "after its key was revoked")
+
+
+@contextmanager
+def damaged(folder: Path, table: str, column: str) -> Iterator[None]:
+    """Write nonsense into a column, which the code above the store does not expect."""
+    with closing(sqlite3.connect(folder / "auth.db", isolation_level=None)) as database:
+        database.execute("PRAGMA ignore_check_constraints = ON")
+        database.execute(f"CREATE TEMP TABLE saved AS SELECT rowid AS place, {column} AS value FROM {table}")
+        database.execute(f"UPDATE {table} SET {column} = '[\"nonsense\"]'")
+        yield
+        # What was written meanwhile is sound.
+        saved = f"SELECT value FROM saved WHERE place = {table}.rowid"
+        database.execute(f"UPDATE {table} SET {column} = ({saved}) WHERE EXISTS ({saved})")
+
+
+def faults_of_ours(world: World, folder: Path) -> None:
+    """Ask everything of a store whose rows cannot be, and of one that is away."""
+    for table, column in (("api_key", "kind"), ("connect_link", "create_time"), ("caller", "roles")):
+        with damaged(folder, table, column):
+            for request in world.every_request():
+                world.call(request, f"with nonsense for {table}.{column}")
+    elsewhere = (folder / "auth.db").rename(folder / "elsewhere.db")
+    for request in world.every_request():
+        world.call(request, "with the store away")
+    elsewhere.rename(folder / "auth.db")
+
+
+def rows_of(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all that is stored."""
+    with closing(sqlite3.connect(folder / "auth.db")) as database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {table: database.execute(f"SELECT * FROM {table}").fetchall() for table in tables}
+
+
+def digests_of(stored: dict[str, list[tuple[Any, ...]]]) -> set[bytes]:
+    return {value for rows in stored.values() for row in rows for value in row if isinstance(value, bytes)}
+
+
+ENDINGS = {"OK", "UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "INTERNAL", "UNAVAILABLE"}
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_whatever_is_asked_of_any_rpc_no_secret_is_told_but_where_it_is_handed_out(
+    tmp_path: Path, log_format: str
+) -> None:
+    with production(tmp_path, log_format) as (server, world):
+        world.play(life())
+        assert set(world.outcomes) == set(METHODS), "an RPC that life() does not call is driven by no test here"
+        without_leave(world)
+        malformed(world)
+        wrong_secrets_and_ids(world)
+        misplaced_everywhere(world)
+        after_the_end(world)
+        faults_of_ours(world, tmp_path)
+        process = Path(f"/proc/{server.process.pid}")
+        shown = process.joinpath("cmdline").read_bytes() + process.joinpath("environ").read_bytes()
+    assert {path: ENDINGS - codes for path, codes in world.outcomes.items() if ENDINGS - codes} == {}
+    stored = rows_of(tmp_path)
+    hidden = Hidden.of(world.secrets, [*digests_of(stored), *PEPPERS.values()])
+    assert len(world.secrets) > 15
+    assert len(hidden.blobs) > 15
+    # All of it is looked at once: only where something is found is it looked for.
+    assert {about: found for about, said in world.told if (found := hidden.within(said.encode()))} == {}
+    lines = server.stderr.read_bytes().splitlines() + server.stdout.read_bytes().splitlines()
+    assert len(lines) > len(world.told)
+    assert {line: found for line in lines if (found := hidden.within(line))} == {}
+    assert hidden.within(shown) == set()
+    texts = {
+        table: "\n".join(repr(tuple(one for one in row if not isinstance(one, bytes))) for row in rows)
+        for table, rows in stored.items()
+    }
+    assert texts["event"].count("key.revoked") > 3
+    assert {table: found for table, text in texts.items() if (found := hidden.within(text.encode()))} == {}
+    assert not re.search(r"tx[kl](_[a-z]{3})?_[0-9A-Za-z]{16}_[0-9A-Za-z]", server.output + "".join(texts.values()))
+
+
+def test_what_is_searched_for_is_found_in_every_form() -> None:
+    secret, digest = "0123456789abcdefghijABCDEFGHIJ01kLmNoP", bytes(range(32))
+    hidden = Hidden.of([f"txk_srv_{UNKNOWN_ID}_{secret}"], [digest])
+    for said in (
+        f"a key {secret}!",
+        f"a part {secret[9:17]}.",
+        f"in hexadecimal {digest.hex()}",
+        f"a part of it \\x{digest.hex().upper()[6:24]}",
+        f"in base64 {base64.b64encode(digest).decode()}",
+        f"as Python shows it {digest!r}",
+        json.dumps({"as JSON shows that": repr(digest)}),
+    ):
+        assert hidden.within(said.encode()), said
+    assert hidden.within(b"as it is: " + digest)
+    for said in (f"the last four {secret[-4:]}", f"seven {secret[:7]}", f"an id {UNKNOWN_ID}", digest.hex()[:15]):
+        assert hidden.within(said.encode()) == set(), said
+
+
+def test_every_field_that_holds_a_secret_is_marked_in_the_contract() -> None:
+    named = {
+        found.full_name
+        for method in METHODS.values()
+        for message in (method.input_type, method.output_type)
+        for found in message.fields
+        if re.search("(^|_)(api_key|caller_key|link_token|secret)$", found.name)
+    }
+    marked = {
+        found.full_name
+        for method in METHODS.values()
+        for message in (method.input_type, method.output_type)
+        for found in message.fields
+        if is_secret(found)
+    }
+    assert named <= marked
+    assert len(named) >= 10
