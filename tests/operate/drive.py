@@ -72,7 +72,7 @@ def with_text(message: Message, text: str) -> Iterator[tuple[str, Message]]:
     """Return a message as often as it has fields for text, each time with this text in another one of them."""
     for descriptor in message.DESCRIPTOR.fields:
         name = descriptor.name
-        kind = descriptor.message_type
+        kind: Any = descriptor.message_type
         if kind is not None and kind.GetOptions().map_entry:
             for where, put in ((f"{name} (name)", (text, "x")), (f"{name} (value)", ("misplaced", text))):
                 changed = _copy(message)
@@ -166,7 +166,7 @@ class World:
             assert isinstance(response, Message), str(response)
             self.templates[METHOD_OF[request.DESCRIPTOR.full_name]].append(request)
 
-    def anew(self, template: Message) -> Message:
+    def anew(self, template: Message) -> Any:
         """Return a request that has succeeded as one that was not made yet, as far as its own names go."""
         request = _copy(template)
         if "request_id" in request.DESCRIPTOR.fields_by_name:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import json
+import pkgutil
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from pydantic import SecretStr
 from texture.auth.v1 import authorize_service_pb2 as authorize_pb
 from texture.auth.v1 import caller_service_pb2 as caller_pb
 from texture.auth.v1 import connect_service_pb2 as connect_pb
@@ -25,9 +29,24 @@ from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER, ROLE_WATCHER, Caller
 from texture.auth.v1.key_pb2 import KEY_KIND_SERVER, Key
 from texture.auth.v1.workspace_pb2 import Workspace
 
+import server
 from server import app
+from server.domain.decision import Evaluation, ask, present
+from server.domain.exposure import Context
+from server.domain.kinds import KeyKind, Role
+from server.domain.lifecycle import Rotation, mint_generation
+from server.domain.peppers import Pepper, Peppers
+from server.domain.token import TokenKind, mint, parse, redact
+from server.service.authorization import AuthorizationService
+from server.service.base import Call
+from server.service.callers import CallerService
+from server.service.connect import ConnectService
+from server.service.devices import Registration
+from server.service.exposures import ExposureService
+from server.service.keys import KeyFields, KeyService
 from server.settings import Settings
-from tests.harness import Client
+from server.wire.rpc import Rpc
+from tests.harness import Client, Service
 from tests.operate.drive import METHODS, World, is_secret, life, with_text
 from tests.operate.process import Server, client, serving
 from tests.wire.links_helpers import (
@@ -42,6 +61,7 @@ from tests.wire.links_helpers import (
     with_wrong_secret,
 )
 
+DIGESTS = ("key_generation", "caller_generation", "connect_link")
 DEBUG = ("--development", "--log-format", "json", "--log-level", "debug")
 
 
@@ -61,7 +81,7 @@ def secret_parts(server: Server, tokens: list[str]) -> list[str]:
     parts.extend((data / "operator.key").read_text().split())
     parts.append((data / "peppers").read_text().split()[1])
     with closing(sqlite3.connect(data / "texture-auth.db")) as database:
-        for table in ("key_generation", "caller_generation", "connect_link"):
+        for table in DIGESTS:
             for (digest,) in database.execute(f"SELECT digest FROM {table}"):
                 parts += [digest.hex(), base64.b64encode(digest).decode(), repr(digest)[2:-1]]
     return parts
@@ -411,3 +431,104 @@ def test_every_field_that_holds_a_secret_is_marked_in_the_contract() -> None:
     }
     assert named <= marked
     assert len(named) >= 10
+
+
+# --- What Python shows of an object ---------------------------------------------------------------------------------
+
+
+def objects_of(service: Service) -> Iterator[tuple[Any, list[str]]]:
+    """Return objects that were near a secret, as the services make them, and the secrets that were given out."""
+    create_workspace(service.operator)
+    resources = service.app._resources
+    exposures = ExposureService(resources)
+    keys, connect, callers = KeyService(resources), ConnectService(resources, exposures), CallerService(resources)
+    call = Call(caller_id="operator", method="Test")
+    remembered = replace(call, request_id="once", fingerprint="f")
+    made = keys.create_key(remembered, WORKSPACE, KeyKind.SERVER, KeyFields(display_name="Backend"))
+    api_key = made.value.secret
+    yield made, [api_key]
+    rotated = keys.rotate_key(call, made.value.entity.key_id, Rotation())
+    api_key = rotated.value.secret
+    yield rotated, [api_key]
+    yield keys.lookup_key(api_key), [api_key]
+    site = connect_key(service.operator)
+    question = ask(site.api_key, "connect_links:create", "", Context(user_agent="curl/8"))
+    yield question, [site.api_key]
+    link = connect.create_connect_link(call, question, SITE_URI, "", "state")
+    yield link, [link.value.secret]
+    completion = connect.complete_connect_link(call, link.value.secret, [Registration("battery-1", "", "acme")])
+    yield completion, [link.value.secret, completion.value.scoped_key.secret]
+    caller = callers.create_caller(call, "device-api", "", [Role.AUTHORIZER])
+    yield (caller, callers.authenticate(caller.value.secret)), [caller.value.secret]
+    authorization = AuthorizationService(resources, exposures)
+    question = ask(api_key, "devices:list", "", Context())
+    yield authorization.answer([question], "", "operator"), [api_key]
+    yield authorization.explain(question, api_key, "", ""), [api_key]
+    yield (present(api_key), parse(api_key), redact(f"see {api_key}"), remembered), [api_key]
+    key = keys.get_key(made.value.entity.key_id)
+    evaluation = Evaluation(question, key, None, resources.peppers, service.clock())
+    yield (key, evaluation, Rpc("Test", "operator", notes={"key_id": key.key_id})), [api_key]
+    token = mint(TokenKind.SERVER, key.key_id)
+    yield (token, mint_generation(TokenKind.SERVER, key.key_id, 1, resources.peppers, service.clock())), [token.text]
+    with resources.store.read() as reader:
+        yield reader.list_key_events(key.key_id, None, 10), [api_key]
+        yield reader.connect_link(link.value.entity.link.connect_link_id), [link.value.secret]
+        yield reader.carried_out("operator", "Test", "once"), [api_key]
+    yield (resources, resources.peppers, resources.page_tokens), []
+
+
+def test_no_object_shows_a_secret_that_it_was_made_with(service: Service) -> None:
+    (peppers,) = [line.split()[1] for line in (service.folder / "peppers").read_text().splitlines()]
+    text = f"{'a' * 3} {peppers}"
+    objects = list(objects_of(service))
+    digests = [bytes(row["digest"]) for table in DIGESTS for row in service.query(f"SELECT digest FROM {table}")]
+    tokens = [token for _, given in objects for token in given]
+    hidden = Hidden.of(tokens, [*digests, bytes.fromhex(peppers)])
+    objects.append((Peppers.parse(text), []))
+    objects.append((Pepper("aaa", bytes.fromhex(peppers)), []))
+    objects.append((Settings(peppers=SecretStr(text), database="postgresql://us:pass-word@127.0.0.1/x"), []))
+    for thing, _ in objects:
+        for shown in (repr(thing), str(thing), f"{thing}", repr([thing])):
+            assert hidden.within(shown.encode()) == set(), type(thing)
+            assert "pass-word" not in shown
+    assert len(digests) > 5
+    assert {type(thing).__name__ for thing, _ in objects} > {"Mutation", "Question", "Answers", "Settings", "Peppers"}
+
+
+# Where a secret, or what is made of one, is kept in an object.
+TELLING_NAMES = re.compile("(^|_)(text|secret|digest|private_key|api_key|caller_key|link_token|pepper)$")
+
+
+def test_no_class_shows_a_field_that_holds_a_secret_or_bytes() -> None:
+    shown = []
+    for found in pkgutil.walk_packages(server.__path__, "server."):
+        if ".migrations" in found.name or found.name.endswith("__main__"):
+            continue
+        for cls in vars(importlib.import_module(found.name)).values():
+            if isinstance(cls, type) and is_dataclass(cls) and cls.__module__ == found.name:
+                shown += [
+                    f"{found.name}.{cls.__name__}.{part.name}"
+                    for part in fields(cls)
+                    if part.repr and (part.type == "bytes" or TELLING_NAMES.search(part.name))
+                ]
+    assert shown == []
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_row_that_postgres_refuses_is_not_quoted_in_the_log(
+    tmp_path: Path, postgres_url: str, log_format: str
+) -> None:
+    flags = ("--development", "--database", postgres_url, "--log-level", "debug", "--log-format", log_format)
+    with serving(tmp_path, *flags) as server, client(server) as calling:
+        create_workspace(calling)
+        made = server_key(calling)
+        with psycopg.connect(postgres_url, autocommit=True) as database:
+            database.execute("ALTER TABLE key_generation ADD CONSTRAINT fewer CHECK (number < 2)")
+            said = try_to(calling.keys.RotateKey, key_pb.RotateKeyRequest(key_id=made.key.key_id))
+            digests = [digest for (digest,) in database.execute("SELECT digest FROM key_generation")]
+        output = server.output
+    assert "INTERNAL" in said
+    assert "fewer" in output
+    assert "Failing row" not in output + said
+    hidden = Hidden.of([made.api_key], digests)
+    assert hidden.within((output + said).encode()) == set()
