@@ -19,7 +19,6 @@ KEY_PARAMETER = "texture_scoped_key"
 STATE_PARAMETER = "client_state"
 
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_SCHEME = re.compile(r".$|ms-|search")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _AUTHORITY = re.compile(r"(?P<host>[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 # RFC 3986's characters, less those that only user info and fragments need.
