@@ -7,7 +7,7 @@ new one is missed by no test that goes through here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeAlias
@@ -52,10 +52,13 @@ def is_secret(descriptor: FieldDescriptor) -> bool:
 
 
 def secrets_in(message: Message) -> Iterator[str]:
-    """Return what stands in the marked fields of a message."""
+    """Return what stands in the marked fields of a message and of those in it."""
     for descriptor, value in message.ListFields():
         if is_secret(descriptor):
             yield value
+        elif descriptor.message_type is not None and not descriptor.message_type.GetOptions().map_entry:
+            for inner in value if descriptor.is_repeated else (value,):
+                yield from secrets_in(inner)
 
 
 def without_secrets(message: Message) -> Message:
@@ -68,12 +71,19 @@ def without_secrets(message: Message) -> Message:
     return shown
 
 
-def with_text(message: Message, text: str) -> Iterator[tuple[str, Message]]:
-    """Return a message as often as it has fields for text, each time with this text in another one of them."""
+def is_text(descriptor: FieldDescriptor) -> bool:
+    """Tell whether a field holds text."""
+    return bool(descriptor.type == FieldDescriptor.TYPE_STRING)
+
+
+def with_text(message: Message, text: str, wanted: Callable[[Any], bool] = is_text) -> Iterator[tuple[str, Message]]:
+    """Return a message as often as it has fields that are wanted, each time with this text in another one of them."""
     for descriptor in message.DESCRIPTOR.fields:
         name = descriptor.name
         kind: Any = descriptor.message_type
         if kind is not None and kind.GetOptions().map_entry:
+            if not wanted(kind.fields_by_name["value"]):
+                continue
             for where, put in ((f"{name} (name)", (text, "x")), (f"{name} (value)", ("misplaced", text))):
                 changed = _copy(message)
                 getattr(changed, name)[put[0]] = put[1]
@@ -81,7 +91,7 @@ def with_text(message: Message, text: str) -> Iterator[tuple[str, Message]]:
         elif kind is not None:
             old = getattr(message, name)
             inner = (old[0] if old else GetMessageClass(kind)()) if descriptor.is_repeated else old
-            for where, new in with_text(inner, text):
+            for where, new in with_text(inner, text, wanted):
                 changed = _copy(message)
                 if descriptor.is_repeated:
                     changed.ClearField(name)
@@ -89,7 +99,7 @@ def with_text(message: Message, text: str) -> Iterator[tuple[str, Message]]:
                 else:
                     getattr(changed, name).CopyFrom(new)
                 yield f"{name}.{where}", changed
-        elif descriptor.type == FieldDescriptor.TYPE_STRING:
+        elif wanted(descriptor):
             changed = _copy(message)
             if descriptor.is_repeated:
                 getattr(changed, name).append(text)
