@@ -56,7 +56,8 @@ def explain(
     evaluation = Evaluation(question, key, device, peppers, now)
     if api_key is None and key is not None:
         evaluation.generation = key.generations[-1]
-        peppers.require(evaluation.generation.pepper_id)
+        if key.state is not KeyState.REVOKED:
+            peppers.require(evaluation.generation.pepper_id)
     decision = None
     steps = []
     for name, step in STEPS:

@@ -23,6 +23,9 @@ HANDSHAKE_SECONDS = 10
 IDLE_SECONDS = 30 * 60
 KEEPALIVE_SECONDS = 60
 
+# How much of the time that a caller gives is worked for. The rest is for the answer, or for a caller that is to be told
+# that the database is silent, and not to find out by its own deadline.
+_WORKING_SHARE = 0.9
 # gRPC tells a call without a deadline by one that is some centuries away.
 _NO_DEADLINE_SECONDS = 1e9
 # How much the memory of the best time gives way, towards longer with each call and towards shorter with each refusal.
@@ -120,9 +123,10 @@ class Pace:
 
 
 def seconds_for(context: grpc.ServicerContext, default: float) -> float:
-    """Return how long a call may take from now on: until its deadline, or for the default where it has none."""
+    """Return how long a call may be worked on: until shortly before its deadline, or of the default if it has none."""
     remaining = context.time_remaining()
-    return default if remaining is None or remaining > _NO_DEADLINE_SECONDS else remaining
+    given = default if remaining is None or remaining > _NO_DEADLINE_SECONDS else remaining
+    return given * _WORKING_SHARE
 
 
 def aside(handler: grpc.RpcMethodHandler[Any, Any], pool: ThreadPoolExecutor) -> grpc.RpcMethodHandler[Any, Any]:

@@ -35,11 +35,12 @@ from server.domain.peppers import Pepper, Peppers
 from server.domain.token import TokenKind, mint, parse, redact
 from server.service.authorization import AuthorizationService
 from server.service.base import Call
-from server.service.callers import CallerService
+from server.service.callers import CallerFields, CallerService
 from server.service.connect import ConnectService
 from server.service.devices import Registration
 from server.service.exposures import ExposureService
 from server.service.keys import KeyFields, KeyService
+from server.service.rehashing import Rehashing
 from server.settings import Settings
 from server.wire.rpc import Rpc
 from tests.harness import Service
@@ -331,9 +332,10 @@ def objects_of(service: Service) -> Iterator[tuple[Any, list[str]]]:
     yield link, [link.value.secret]
     completion = connect.complete_connect_link(call, link.value.secret, [Registration("battery-1", "", "acme")])
     yield completion, [link.value.secret, completion.value.scoped_key.secret]
-    caller = callers.create_caller(call, "device-api", "", [Role.AUTHORIZER])
+    caller = callers.create_caller(call, "device-api", CallerFields(roles=[Role.AUTHORIZER]))
     yield (caller, callers.authenticate(caller.value.secret)), [caller.value.secret]
-    authorization = AuthorizationService(resources, exposures)
+    rehashing = Rehashing(replace(resources, peppers=Peppers([Pepper("other", b"o" * 32), Pepper("dev", b"d" * 32)])))
+    authorization = AuthorizationService(resources, exposures, rehashing)
     question = ask(api_key, "devices:list", "", Context())
     yield authorization.answer([question], "", "operator"), [api_key]
     yield authorization.explain(question, api_key, "", ""), [api_key]
