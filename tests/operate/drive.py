@@ -281,6 +281,7 @@ def _devices(workspace_id: str) -> Scenario:
         reason="sold",
     )
     yield device_pb.RemoveDevicesRequest(workspace_id=workspace_id, device_ids=["battery-2"], reason="scrapped")
+    yield workspace_pb.EraseEndUserRequest(workspace_id=workspace_id, reference_id="user-2", reason="asked for")
 
 
 def _decisions(workspace_id: str) -> Scenario:

@@ -384,7 +384,10 @@ def test_no_class_shows_a_field_that_holds_a_secret_or_bytes() -> None:
                 shown += [
                     f"{found.name}.{cls.__name__}.{part.name}"
                     for part in fields(cls)
-                    if part.repr and (part.type == "bytes" or TELLING_NAMES.search(part.name))
+                    if part.repr
+                    and (part.type == "bytes" or TELLING_NAMES.search(part.name))
+                    # Where a secret is kept is none.
+                    and "Path" not in str(part.type)
                 ]
     assert shown == []
 
