@@ -19,8 +19,8 @@ from server.domain.token import holds_token
 from server.wire.server import SERVICES
 from tests.operate.grpcurl import GRPCURLS, grpcurl
 from tests.operate.process import DEADLINE_SECONDS, Server, environment, serving
+from tests.operate.readme import README, blocks
 
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 ADDRESS = "127.0.0.1:50051"
 # Between what one line prints and what the next one does.
 END = "-- ended with "
@@ -48,13 +48,6 @@ class Answer:
     def parsed(self) -> Any:
         assert self.code == 0, self
         return json.loads(self.printed)
-
-
-def blocks(heading: str, language: str) -> list[str]:
-    """Return the blocks in a language, of a section of the README."""
-    (section,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE)
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
-    return [text for found, text in fenced if found == language]
 
 
 def paste(server: Server, binary: Path, lines: Sequence[str]) -> list[Answer]:
