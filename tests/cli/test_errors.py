@@ -90,7 +90,8 @@ class TestExitCodes:
             holder.execute("BEGIN IMMEDIATE")
             done = acme.run("--timeout", "0.2", "devices", "remove", "acme", "b-1", "--allow-missing")
         assert done.exit_code == 4
-        assert "DEADLINE_EXCEEDED" in done.stderr
+        # By this side's clock or by the server's: whoever is first.
+        assert "DEADLINE_EXCEEDED" in done.stderr or "DEADLINE_TOO_SHORT" in done.stderr
 
     def test_4_the_store_is_away(self, cli: Cli) -> None:
         elsewhere = cli.service.database.with_name("elsewhere")
