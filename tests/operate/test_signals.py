@@ -53,7 +53,15 @@ def call_in_flight(calling: Client, channel: grpc.Channel) -> Any:
         key_pb.CreateKeyRequest(workspace_id=WORKSPACE, kind=KEY_KIND_SERVER, display_name="in flight"), timeout=60
     )
 
-    wait_until(lambda: health(channel, 0.25) == "DEADLINE_EXCEEDED", "the server's thread is in the call")
+    def busy() -> bool:
+        try:
+            calling.callers.ListCallers(caller_pb.ListCallersRequest(), timeout=0.25)
+        except grpc.RpcError as error:
+            code: grpc.StatusCode = error.code()
+            return code is grpc.StatusCode.DEADLINE_EXCEEDED
+        return False
+
+    wait_until(busy, "the server's thread is in the call")
     return future
 
 
