@@ -85,7 +85,8 @@ def _pending(copy: Path) -> tuple[str, ...]:
 def _sqlite_path(settings: Settings, instead: str) -> Path:
     if settings.sqlite_path is None:
         raise StartRefused(f"{settings.database_name} is not a SQLite file: {instead}; the README says how")
-    return settings.sqlite_path
+    # Where it really is: what a link leads to is replaced, not the link.
+    return settings.sqlite_path.resolve()
 
 
 @contextmanager

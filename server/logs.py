@@ -4,10 +4,38 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
+from typing import TextIO, cast
 
 import structlog
 
 from server.domain.token import redact
+
+
+class _Steadfast:
+    """A file for lines of a log that nobody is to fail for: what cannot be written is counted, and told of later.
+
+    The reader of a pipe may end, and a disk be full; a change that was made must be answered all the same.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._lost = 0
+
+    def write(self, line: str) -> None:
+        """Write a line, if that can be done."""
+        try:
+            if self._lost:
+                self._file.write(f"{self._lost} lines of the log could not be written\n")
+                self._lost = 0
+            self._file.write(line)
+        except (OSError, ValueError):
+            self._lost += 1
+
+    def flush(self) -> None:
+        """Have it written out, if that can be done."""
+        with suppress(OSError, ValueError):
+            self._file.flush()
 
 
 def configure(log_format: str, level: str) -> None:
@@ -35,6 +63,6 @@ def configure(log_format: str, level: str) -> None:
             redacted,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Steadfast(sys.stderr))),
         cache_logger_on_first_use=True,
     )

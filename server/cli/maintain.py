@@ -105,11 +105,14 @@ def _tell_undone(done: Restored) -> None:
         click.echo("it cannot be read, so that nobody can say what was revoked in it and works again")
         return
     if not any(astuple(undone)):
-        click.echo("nothing that was revoked, suspended or rotated in it works again")
+        click.echo("no key or caller that ended in it works again, and no end user who was erased is back")
     _tell(undone.revoked_keys, "revoked keys that work again")
     _tell(undone.suspended_keys, "suspended keys that work again")
     _tell(undone.rotated_keys, "rotated keys whose old secrets work again, and whose new ones do not")
     _tell(undone.revoked_callers, "revoked callers that may call again")
+    _tell(undone.rotated_callers, "callers whose old keys work again, and whose new ones do not")
+    _tell(undone.gone_end_users, "end users who were erased or had gone, and are back: erase them again")
+    click.echo("what was narrowed, moved or removed since the backup is as it was then, too")
 
 
 def _tell(ids: Sequence[str], what: str) -> None:

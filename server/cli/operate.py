@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,10 @@ def serve(**flags: Any) -> None:
 
 def leave(code: int) -> None:
     """End the process, without waiting for threads whose calls were cut off but which still wait for the database."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # Whoever read it may be gone.
+        with suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)
 
 

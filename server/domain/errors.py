@@ -52,6 +52,7 @@ class ErrorReason(Enum):
     MATCHES_TOO_MANY = auto()
     CALLER_CERTIFICATE_UNKNOWN = auto()
     CERTIFICATE_NAME_TAKEN = auto()
+    OUTCOME_UNKNOWN = auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+import structlog
 
 from server.domain.decision import Decision, Question, decide
 from server.domain.errors import ErrorReason, Refusal
@@ -18,6 +19,8 @@ from server.service.base import Resources, require_key
 from server.service.exposures import ExposureService
 from server.service.rehashing import Rehashing
 from server.store.contract import Reader, StoreUnavailable
+
+_log = structlog.get_logger("texture_auth.authorization")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +85,11 @@ class AuthorizationService:
             answers.append(Answer(decision, secrets.token_hex(12), _valid_for(decision, now)))
             if token is not None and decision.generation is not None:
                 self._rehashing.offer(token, decision.generation)
-        with suppress(StoreUnavailable):
+        try:
             decisions = (answer.decision for answer in answers if isinstance(answer, Answer))
             self._exposures.contain(decisions, caller_id)
+        except StoreUnavailable as error:
+            _log.warning("exposed keys not dealt with yet", cause=str(error))
         return Answers(tuple(answers), revision)
 
     def explain(

@@ -23,6 +23,8 @@ Clock = Callable[[], datetime]
 
 # How long a request id is remembered.
 REQUEST_MEMORY = timedelta(hours=24)
+# What is remembered of a request is a tag, so that nobody who reads the table can try out what the request held.
+_FINGERPRINT = "request"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +130,7 @@ class Resources:
         """
         with self.store.write() as writer:
             now = self.clock()
-            earlier = _carried_out(writer, call, now)
+            earlier = self._carried_out(writer, call, now)
             if earlier is not None:
                 value = again(writer, earlier.entity_id, now)
             else:
@@ -139,13 +141,24 @@ class Resources:
                             caller_id=call.caller_id,
                             method=call.method,
                             request_id=call.request_id,
-                            fingerprint=call.fingerprint,
+                            fingerprint=self.peppers.sign(_FINGERPRINT, call.fingerprint.encode()).hex(),
                             entity_id=entity_id(value),
                             time=now,
                         ),
                         forget_before=now - REQUEST_MEMORY,
                     )
         return Mutation(value, writer.revision, AT_ONCE)
+
+    def _carried_out(self, writer: Writer, call: Call, now: datetime) -> CarriedOut | None:
+        """Return what was carried out under the call's request id, if it is still remembered."""
+        if not call.request_id:
+            return None
+        earlier = writer.carried_out(call.caller_id, call.method, call.request_id)
+        if earlier is None or earlier.time < now - REQUEST_MEMORY:
+            return None
+        if not self.peppers.signed(_FINGERPRINT, call.fingerprint.encode(), bytes.fromhex(earlier.fingerprint)):
+            raise invalid("request_id", "was used for a different request")
+        return earlier
 
 
 def require_workspace(reader: Reader, workspace_id: str) -> Workspace:
@@ -182,14 +195,3 @@ def repeated(what: str, entity_id: str) -> Refusal:
         "this request_id has been carried out, and the secret it handed out cannot be shown again",
         metadata={what: entity_id},
     )
-
-
-def _carried_out(writer: Writer, call: Call, now: datetime) -> CarriedOut | None:
-    if not call.request_id:
-        return None
-    earlier = writer.carried_out(call.caller_id, call.method, call.request_id)
-    if earlier is None or earlier.time < now - REQUEST_MEMORY:
-        return None
-    if earlier.fingerprint != call.fingerprint:
-        raise invalid("request_id", "was used for a different request")
-    return earlier

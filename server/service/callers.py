@@ -76,7 +76,9 @@ class CallerService:
         Raises Refusal: CALLER_CERTIFICATE_UNKNOWN, also where its names are those of several callers; CALLER_REVOKED.
         """
         with self._resources.store.read() as reader:
-            callers = reader.callers_of_certificate(names)
+            known = reader.callers_of_certificate(names)
+        # One that was revoked keeps its names, and says so where nobody else goes by any of them.
+        callers = [caller for caller in known if caller.revoke_time is None] or known
         if not callers:
             raise Refusal(
                 ErrorReason.CALLER_CERTIFICATE_UNKNOWN,

@@ -21,6 +21,7 @@ from server.domain.validation import DISPLAY_NAME_LENGTH, Fields
 from server.service.base import Call, Issued, Mutation, Resources, repeated, require_key, require_workspace
 from server.service.devices import Registration, check_registrations, record_devices
 from server.service.exposures import ExposureService
+from server.service.rehashing import Rehashing
 from server.store.contract import Reader, Writer
 
 
@@ -45,9 +46,10 @@ class Completion:
 class ConnectService:
     """Creates, finds, completes and cancels links."""
 
-    def __init__(self, resources: Resources, exposures: ExposureService) -> None:
+    def __init__(self, resources: Resources, exposures: ExposureService, rehashing: Rehashing) -> None:
         self._resources = resources
         self._exposures = exposures
+        self._rehashing = rehashing
 
     def create_connect_link(
         self, call: Call, question: Question, redirect_uri: str, reference_id: str, client_state: str
@@ -61,6 +63,8 @@ class ConnectService:
         with self._resources.store.read() as reader:
             decision = self._decide(reader, question, self._resources.clock())
         self._exposures.contain([decision], call.caller_id)
+        if question.presented.token is not None and decision.generation is not None:
+            self._rehashing.offer(question.presented.token, decision.generation)
         _require_permitted(decision)
         fields = Fields()
         call.check(fields)

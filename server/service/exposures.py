@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from server.domain import lifecycle
 from server.domain.decision import Decision
-from server.domain.events import Event, EventType, Origin, describe
+from server.domain.events import EventType, Origin, describe
 from server.domain.kinds import ExposurePolicy
 from server.domain.model import Key, KeyState
 from server.domain.reasons import Reason
@@ -18,6 +19,8 @@ from server.store.contract import Reader, deadline_within
 
 # How long a decision waits to deal with what it found; the next use of the key tries again.
 LOCK_SECONDS = 0.2
+# How many keys one transaction deals with, so that no writer waits long for it.
+AT_ONCE = 100
 REASON = "seen in a browser or an app"
 
 
@@ -52,14 +55,21 @@ class ExposureService:
         with self._resources.store.read() as reader:
             if not self._findings(reader, exposed, self._resources.clock()):
                 return
-        with deadline_within(LOCK_SECONDS), self._resources.store.write() as writer:
+        found = list(exposed)
+        for start in range(0, len(found), AT_ONCE):
+            self._contain({key_id: exposed[key_id] for key_id in found[start : start + AT_ONCE]}, caller_id)
+
+    def _contain(self, exposed: Mapping[str, set[int]], caller_id: str) -> None:
+        with ExitStack() as stack:
+            with deadline_within(LOCK_SECONDS):
+                writer = stack.enter_context(self._resources.store.write())
             now = self._resources.clock()
-            events: list[Event] = []
-            for finding in self._findings(writer, exposed, now):
-                writer.replace_key(finding.after)
-                origin = Origin(caller_id=caller_id, reason=REASON)
-                events.append(describe(EventType.KEY_EXPOSED, origin, finding.before, finding.after, now))
-            writer.record(events)
+            findings = self._findings(writer, exposed, now)
+            writer.replace_keys([finding.after for finding in findings])
+            origin = Origin(caller_id=caller_id, reason=REASON)
+            writer.record(
+                describe(EventType.KEY_EXPOSED, origin, finding.before, finding.after, now) for finding in findings
+            )
 
     def _findings(self, reader: Reader, exposed: Mapping[str, set[int]], now: datetime) -> list[_Finding]:
         findings = []

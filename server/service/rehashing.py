@@ -88,7 +88,8 @@ class Rehashing:
         """Return the peppers that secrets are moved away from: those that are in use when the process starts.
 
         While a new pepper is being promoted, processes that do not know of that yet have another one that signs. They
-        must not move back what others have moved to the new one: when they started, nothing was under that.
+        are not to move back what others have moved to the new one: when they started, nothing was under that. One that
+        is started with the old order meanwhile does, which costs writes and loses nothing.
         """
         if len(self._resources.peppers.pepper_ids) == 1:
             return ()

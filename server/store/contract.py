@@ -44,9 +44,12 @@ def deadline_within(seconds: float) -> Iterator[None]:
 class StoreUnavailable(Exception):  # noqa: N818 - it names a state
     """The store could not be asked: it is away, busy, full or damaged.
 
-    Whatever was under way is rolled back, except where the connection was lost during the commit itself: then it may
-    have been committed, and a retry under the same request id finds out.
+    Whatever was under way is rolled back; where that is not certain it is an OutcomeUnknown.
     """
+
+
+class OutcomeUnknown(StoreUnavailable):
+    """The answer to a commit was lost: it may have been made. A retry under the same request id finds out."""
 
 
 class Duplicate(Exception):  # noqa: N818 - it names a state

@@ -54,6 +54,9 @@ class Engine(Protocol):
     def writing(self) -> AbstractContextManager[peewee.Database]:
         """Take the write lock and open a transaction, which is rolled back unless the block commits it."""
 
+    def commit(self) -> None:
+        """Commit what `writing` has opened in this thread. Raises OutcomeUnknown where nobody can tell the outcome."""
+
     def create(self) -> None:
         """Make an empty store where there is none, if this kind of store is made so."""
 
@@ -85,7 +88,7 @@ class PeeweeStore:
             if writer.finish():
                 if not seconds_left():
                     raise StoreUnavailable("the deadline passed before the commit")
-                database.commit()
+                self._engine.commit()
 
     def ping(self) -> None:
         """Make sure that the store can be asked."""
@@ -276,7 +279,8 @@ class PeeweeReader:
         """Read a stretch of a list by its keys, never by counting, so that insertions shift nothing."""
         position, row_id = order
         if after is not None:
-            query = query.where((position > after.position) | ((position == after.position) & (row_id > after.row_id)))
+            # The first part is what an index finds the place by.
+            query = query.where((position >= after.position) & ((position > after.position) | (row_id > after.row_id)))
         found = self._rows(query.order_by(position, row_id).limit(limit + 1))
         fitting = _fitting(found[:limit])
         following = None

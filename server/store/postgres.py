@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from server.store.contract import StoreUnavailable, deadline_within, seconds_left
+from server.store.contract import OutcomeUnknown, StoreUnavailable, deadline_within, seconds_left
 
 T = TypeVar("T")
 
@@ -148,6 +148,13 @@ class PostgresEngine:
                 self._discard(connection)
                 raise
             yield self.database
+
+    def commit(self) -> None:
+        """Commit what `writing` has opened. Raises OutcomeUnknown where the answer is lost on its way."""
+        try:
+            self.database.commit()
+        except (peewee.OperationalError, peewee.InterfaceError) as error:
+            raise OutcomeUnknown(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
     @contextmanager
     def migrating(self) -> Iterator[peewee.Database]:

@@ -121,6 +121,10 @@ class SqliteEngine:
         finally:
             self._writers.release()
 
+    def commit(self) -> None:
+        """Commit what `writing` has opened; one that fails has not been made."""
+        self.database.commit()
+
     @contextmanager
     def migrating(self) -> Iterator[peewee.Database]:
         """Keep other writers out, and commit when the block ends. Raises StoreUnavailable.

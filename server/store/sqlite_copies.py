@@ -46,12 +46,17 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Undone:
-    """What ended in one store and has not ended in an older copy of it: ids of keys and of callers."""
+    """What ended in one store and has not ended in an older copy of it: ids of keys and of callers.
+
+    `gone_end_users` are those of whom the store holds nothing any more, as `workspace_id reference_id`.
+    """
 
     revoked_keys: tuple[str, ...]
     suspended_keys: tuple[str, ...]
     rotated_keys: tuple[str, ...]
     revoked_callers: tuple[str, ...]
+    rotated_callers: tuple[str, ...]
+    gone_end_users: tuple[str, ...]
 
 
 @contextmanager
@@ -169,12 +174,24 @@ def undone(before: sqlite3.Connection, copy: Path) -> Undone | None:
             callers = _ids(after, "SELECT caller_id FROM caller WHERE revoke_time IS NULL")
             generations = "SELECT key_id || ' ' || number FROM key_generation WHERE retire_time IS {} NULL"
             rotated = _ids(after, generations.format("")) & _ids(before, generations.format("NOT"))
+            secrets = (
+                "SELECT caller_id || ' ' || number FROM caller_generation JOIN caller USING (key_id) "
+                "WHERE retire_time IS {} NULL"
+            )
+            renewed = _ids(after, secrets.format("")) & _ids(before, secrets.format("NOT"))
+            end_users = "SELECT workspace_id || ' ' || reference_id FROM {} WHERE reference_id IS NOT NULL"
+            there, here = (
+                set().union(*(_ids(store, end_users.format(table)) for table in ("api_key", "device", "connect_link")))
+                for store in (before, after)
+            )
             return Undone(
                 revoked_keys=tuple(sorted(live & _ids(before, "SELECT key_id FROM api_key WHERE state = 'revoked'"))),
                 suspended_keys=tuple(
                     sorted(live & _ids(before, "SELECT key_id FROM api_key WHERE state = 'suspended'"))
                 ),
                 rotated_keys=tuple(sorted(live & {one.partition(" ")[0] for one in rotated})),
+                rotated_callers=tuple(sorted(callers & {one.partition(" ")[0] for one in renewed})),
+                gone_end_users=tuple(sorted(here - there)),
                 revoked_callers=tuple(
                     sorted(callers & _ids(before, "SELECT caller_id FROM caller WHERE revoke_time IS NOT NULL"))
                 ),

@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from server.domain.errors import ErrorReason, Refusal, Violation
-from server.store.contract import StoreUnavailable, seconds_left
+from server.store.contract import OutcomeUnknown, StoreUnavailable, seconds_left
 
 DOMAIN = "auth.texture"
 RETRY_SECONDS = 1
@@ -64,6 +64,7 @@ CODES = {
     ErrorReason.MATCHES_TOO_MANY: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorReason.CALLER_CERTIFICATE_UNKNOWN: grpc.StatusCode.UNAUTHENTICATED,
     ErrorReason.CERTIFICATE_NAME_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
+    ErrorReason.OUTCOME_UNKNOWN: grpc.StatusCode.UNAVAILABLE,
 }
 
 
@@ -71,6 +72,11 @@ def as_refusal(error: Exception) -> Refusal:
     """Return what a caller is told of any failure. An unforeseen one tells nothing but an id to find it in the log."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, OutcomeUnknown):
+        return Refusal(
+            ErrorReason.OUTCOME_UNKNOWN,
+            "the change may have been made: the database's answer was lost; retry with the same request_id",
+        )
     if isinstance(error, StoreUnavailable) and not seconds_left():
         return Refusal(ErrorReason.DEADLINE_TOO_SHORT, "the deadline passed while the call waited for the database")
     if isinstance(error, StoreUnavailable):

@@ -18,7 +18,16 @@ from server.domain.model import Caller
 from server.store.contract import deadline_within
 from server.wire import policy
 from server.wire.errors import CODES, as_refusal, status_of
-from server.wire.limits import MAXIMUM_MESSAGE_BYTES, CountingPool, Pace, aside, seconds_for
+from server.wire.limits import (
+    LEAST_SECONDS,
+    MAXIMUM_MESSAGE_BYTES,
+    MESSAGE_SECONDS,
+    OPEN_MESSAGE_SECONDS,
+    Arrivals,
+    CountingPool,
+    on_pool,
+    seconds_for,
+)
 from server.wire.rpc import CURRENT, Rpc
 from server.wire.tls import certificate_names
 
@@ -42,14 +51,16 @@ class Authenticator(Protocol):
 class House:
     """What a gate stands before.
 
-    Calls are worked on by `pool`; what must not wait for them, health and refusals, by `side_pool`. `default_seconds`
-    is the deadline of a call that comes without one, `log_allow_sample` the share of mere ALLOWs that are logged.
-    `on_store_unavailable` is told of each call that failed for want of the store, so that health follows at once.
+    Calls are worked on by `pool`; what must not wait for them, health and refusals, by `side_pool`. `arrivals` waits
+    for messages. `default_seconds` is the deadline of a call that comes without one, `log_allow_sample` the share of
+    mere ALLOWs that are logged. `on_store_unavailable` is told of each call that failed for want of the store, so that
+    health follows at once.
     """
 
     authenticator: Authenticator
     pool: CountingPool
     side_pool: ThreadPoolExecutor
+    arrivals: Arrivals
     open_reflection: bool
     default_seconds: float
     log_allow_sample: float
@@ -78,18 +89,41 @@ class Gate(grpc.ServerInterceptor):
             if handler is None:
                 return None
             if method in policy.OPEN:
-                wrapped = self._overloaded[method] = aside(handler, self._house.side_pool)
+                wrapped = self._overloaded[method] = self._opened(handler)
             elif method in self._open:
                 wrapped = self._overloaded[method] = handler
             else:
                 wrapped = self._wrap(method, handler)
-                self._overloaded[method] = aside(self._refusing(method, handler), self._house.side_pool)
+                self._overloaded[method] = self._refusing(method, handler)
             self._wrapped[method] = wrapped
         return self._overloaded[method] if self._house.pool.full else wrapped
 
+    def _opened(self, handler: Handler) -> Handler:
+        """Return the handler of a method that is open to everybody, which waits neither for calls nor for messages."""
+        pool, deserialize, serialize = self._house.side_pool, handler.request_deserializer, handler.response_serializer
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(on_pool(handler.unary_stream, pool), deserialize, serialize)
+        behavior = handler.unary_unary
+        if behavior is None or deserialize is None:  # pragma: no cover - as generated
+            raise TypeError(handler)
+
+        def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            try:
+                message = self._house.arrivals.receive(messages, context, OPEN_MESSAGE_SECONDS)
+                request = _parsed(message, deserialize)
+            except Refusal as error:
+                refusal = error
+            else:
+                return behavior(request, context)
+            context.abort_with_status(status_of(refusal))
+            return None
+
+        return grpc.stream_unary_rpc_method_handler(on_pool(call, pool), None, serialize)
+
     def _wrap(self, method: str, handler: Handler) -> Handler:
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(self._unary(method, handler), None, handler.response_serializer)
+            # As one that receives a stream, so that a caller is known before its message is waited for.
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler), None, handler.response_serializer)
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
                 self._stream(method, handler.stream_stream),
@@ -98,27 +132,27 @@ class Gate(grpc.ServerInterceptor):
             )
         raise NotImplementedError(f"{method} is of a kind that no RPC here has been so far")
 
-    def _unary(self, method: str, handler: Handler) -> Callable[[bytes, grpc.ServicerContext], Any]:
+    def _unary(self, method: str, handler: Handler) -> Callable[[Iterator[bytes], grpc.ServicerContext], Any]:
         behavior = handler.unary_unary
         deserialize = handler.request_deserializer
         if behavior is None or deserialize is None:  # pragma: no cover - as generated
             raise TypeError(method)
-        pace = Pace()
 
-        def call(raw: bytes, context: grpc.ServicerContext) -> Any:
+        def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             started = time.perf_counter()
             rpc = Rpc(method)
             seconds = seconds_for(context, self._house.default_seconds)
             with deadline_within(seconds):
                 try:
-                    pace.check(seconds)
+                    if seconds < LEAST_SECONDS:
+                        raise Refusal(ErrorReason.DEADLINE_TOO_SHORT, "the deadline was past before any work was done")
                     self._admit(rpc, context)
                     CURRENT.set(rpc)
+                    raw = self._house.arrivals.receive(messages, context, min(seconds, MESSAGE_SECONDS))
                     response = behavior(_parsed(raw, deserialize), context)
                 except Exception as error:  # noqa: BLE001 - every failure has an answer
                     refusal = self._refused(rpc, error, started)
                 else:
-                    pace.record(time.perf_counter() - started)
                     if not rpc.routine or random.random() < self._house.log_allow_sample:  # noqa: S311 - no secret
                         _log_call(rpc, grpc.StatusCode.OK, started)
                     return response
@@ -155,9 +189,10 @@ class Gate(grpc.ServerInterceptor):
             error = Refusal(ErrorReason.OVERLOADED, "as many calls wait as may; nothing was done, retry")
             context.abort_with_status(status_of(self._refused(Rpc(method), error, started)))
 
+        refuse_aside = on_pool(refuse, self._house.side_pool)
         if handler.unary_unary is None:
-            return grpc.stream_stream_rpc_method_handler(refuse)
-        return grpc.unary_unary_rpc_method_handler(refuse)
+            return grpc.stream_stream_rpc_method_handler(refuse_aside)
+        return grpc.stream_unary_rpc_method_handler(refuse_aside)
 
     def _admit(self, rpc: Rpc, context: grpc.ServicerContext) -> None:
         """Find out who calls, and make sure that they may. Raises Refusal (CALLER_*)."""
@@ -189,7 +224,7 @@ class Gate(grpc.ServerInterceptor):
     def _refused(self, rpc: Rpc, error: Exception, started: float) -> Refusal:
         """Log a failure and return what the caller is told of it."""
         refusal = as_refusal(error)
-        if refusal.reason is ErrorReason.STORE_UNAVAILABLE:
+        if refusal.reason in (ErrorReason.STORE_UNAVAILABLE, ErrorReason.OUTCOME_UNKNOWN):
             self._house.on_store_unavailable()
             _log.warning("store unavailable", method=rpc.method, cause=str(error))
         if refusal.reason is ErrorReason.PEPPER_UNAVAILABLE:
@@ -201,6 +236,7 @@ class Gate(grpc.ServerInterceptor):
 
 
 def _credential(context: grpc.ServicerContext) -> str | None:
+    """Return the Bearer credential of the metadata, None where there is none."""
     for name, value in context.invocation_metadata():
         if name == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
             return value[len(_BEARER) :].strip()

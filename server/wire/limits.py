@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import grpc
@@ -22,14 +24,21 @@ HANDSHAKE_SECONDS = 10
 # After so long without a call a connection is closed, and after so long without a sign of life it is asked for one.
 IDLE_SECONDS = 30 * 60
 KEEPALIVE_SECONDS = 60
+# A connection is asked to end after so long, and ended after so much longer: longer no certificate counts than that.
+AGE_SECONDS = 60 * 60
+AGE_GRACE_SECONDS = 5 * 60
 
 # How much of the time that a caller gives is worked for. The rest is for the answer, or for a caller that is to be told
 # that the database is silent, and not to find out by its own deadline.
 _WORKING_SHARE = 0.9
 # gRPC tells a call without a deadline by one that is some centuries away.
 _NO_DEADLINE_SECONDS = 1e9
-# How much the memory of the best time gives way, towards longer with each call and towards shorter with each refusal.
-_LONGER, _SHORTER = 1.1, 0.9
+# No call is answered in less.
+LEAST_SECONDS = 0.001
+# How long a message may take to arrive: one that is let in, and one that comes from anybody, such as for health.
+MESSAGE_SECONDS = 5.0
+OPEN_MESSAGE_SECONDS = 1.0
+_LOOK_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +63,8 @@ class Limits:
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
             ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
             ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
+            ("grpc.max_connection_age_ms", AGE_SECONDS * 1000),
+            ("grpc.max_connection_age_grace_ms", AGE_GRACE_SECONDS * 1000),
             # A second server on the same address must fail to start, not take half of the calls.
             ("grpc.so_reuseport", 0),
         )
@@ -95,31 +106,49 @@ class CountingPool(ThreadPoolExecutor):
             self._under_way -= 1
 
 
-class Pace:
-    """The best time that calls of one method took lately: what has less time left than that cannot finish.
+class Arrivals:
+    """Ends calls whose message does not arrive: a thread waits for it, and must not wait for ever.
 
-    The memory gives way with every call, so that it follows the machine, and with every refusal, so that it never shuts
-    a method for good.
+    gRPC hands a call over once its headers are here, and leaves the waiting for the message to the thread.
     """
 
     def __init__(self) -> None:
-        self._best_seconds = 0.0
+        self._waiting: dict[grpc.ServicerContext, float] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="arrivals", daemon=True)
 
-    def check(self, seconds: float) -> None:
-        """Make sure that a call with so much time left can finish. Raises Refusal (DEADLINE_TOO_SHORT)."""
-        if not seconds:
-            raise Refusal(ErrorReason.DEADLINE_TOO_SHORT, "the deadline was past before the call was looked at")
-        if seconds < self._best_seconds:
-            left, needed = f"{seconds * 1000:.1f} ms", f"{self._best_seconds * 1000:.1f} ms"
-            self._best_seconds *= _SHORTER
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._stopping.set()
+
+    def receive(self, messages: Iterator[bytes], context: grpc.ServicerContext, seconds: float) -> bytes:
+        """Return the one message of a call.
+
+        Raises Refusal: DEADLINE_TOO_SHORT where it does not come in time, MESSAGE_MALFORMED where there is none.
+        """
+        # One operation on a dictionary is one step to all threads, so this needs no lock.
+        self._waiting[context] = time.monotonic() + seconds
+        try:
+            return next(messages)
+        except StopIteration:
+            raise Refusal(ErrorReason.MESSAGE_MALFORMED, "the request ends without a message") from None
+        except grpc.RpcError:
             raise Refusal(
-                ErrorReason.DEADLINE_TOO_SHORT,
-                f"the deadline leaves {left}, and such a call takes {needed} at best",
-            )
+                ErrorReason.DEADLINE_TOO_SHORT, f"the message did not arrive within {seconds:.1f} s, or was taken back"
+            ) from None
+        finally:
+            del self._waiting[context]
 
-    def record(self, seconds: float) -> None:
-        """Remember how long a call took that was answered."""
-        self._best_seconds = min(seconds, self._best_seconds * _LONGER) if self._best_seconds else seconds
+    def _watch(self) -> None:
+        while not self._stopping.wait(_LOOK_SECONDS):
+            now = time.monotonic()
+            for context, due in self._waiting.copy().items():
+                if now > due:
+                    context.cancel()
 
 
 def seconds_for(context: grpc.ServicerContext, default: float) -> float:
@@ -129,14 +158,12 @@ def seconds_for(context: grpc.ServicerContext, default: float) -> float:
     return given * _WORKING_SHARE
 
 
-def aside(handler: grpc.RpcMethodHandler[Any, Any], pool: ThreadPoolExecutor) -> grpc.RpcMethodHandler[Any, Any]:
-    """Return a unary handler whose calls are worked on by a pool of their own, and so wait for no others."""
-    behavior = handler.unary_unary
-    if behavior is None:
-        return handler
+def on_pool(behavior: Callable[..., Any], pool: ThreadPoolExecutor) -> Callable[..., Any]:
+    """Return the behavior of a method as one that is worked on by a pool of its own, and so waits for no others."""
 
-    def call(request: Any, context: grpc.ServicerContext) -> Any:
-        return behavior(request, context)
+    @wraps(behavior)
+    def call(*args: Any) -> Any:
+        return behavior(*args)
 
     call.experimental_thread_pool = pool  # type: ignore[attr-defined]  # gRPC's way of naming the pool of a method
-    return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+    return call

@@ -35,7 +35,7 @@ from server.service.revocations import RevocationService
 from server.service.workspaces import WorkspaceService
 from server.wire.gate import Gate, House
 from server.wire.health import HealthMonitor
-from server.wire.limits import CountingPool, Limits
+from server.wire.limits import Arrivals, CountingPool, Limits
 from server.wire.servicers.authorize import AuthorizeServicer
 from server.wire.servicers.callers import CallerServicer
 from server.wire.servicers.connect import ConnectServicer
@@ -59,7 +59,7 @@ SERVICES = tuple(
 # How long the answers of calls that are done may take to leave.
 LAST_ANSWERS_SECONDS = 0.5
 # Threads for what must not wait for calls: health, and refusals of calls that are too many.
-SIDE_THREADS = 2
+SIDE_THREADS = 4
 
 
 class AddressTaken(Exception):  # noqa: N818 - it names a state
@@ -82,10 +82,12 @@ class GrpcServer:
         self._health = HealthMonitor(resources.store.ping, SERVICES)
         self._pool = CountingPool(limits.threads, limits.queue)
         self._side_pool = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")
+        self._arrivals = Arrivals()
         house = House(
             authenticator=callers,
             pool=self._pool,
             side_pool=self._side_pool,
+            arrivals=self._arrivals,
             open_reflection=open_reflection,
             default_seconds=limits.default_deadline_seconds,
             log_allow_sample=log_allow_sample,
@@ -101,7 +103,7 @@ class GrpcServer:
             KeyServicer(KeyService(resources), RevocationService(resources), clock), self._server
         )
         connect_service_pb2_grpc.add_ConnectServiceServicer_to_server(
-            ConnectServicer(ConnectService(resources, exposures), clock), self._server
+            ConnectServicer(ConnectService(resources, exposures, rehashing), clock), self._server
         )
         device_service_pb2_grpc.add_DeviceServiceServicer_to_server(
             DeviceServicer(DeviceService(resources)), self._server
@@ -126,6 +128,7 @@ class GrpcServer:
     def start(self) -> None:
         """Serve on the addresses that are listened on."""
         self._health.start()
+        self._arrivals.start()
         self._server.start()
 
     def drain(self, grace_seconds: float) -> Callable[[float], bool]:
@@ -154,3 +157,4 @@ class GrpcServer:
         self._health.stop()
         self._pool.shutdown()
         self._side_pool.shutdown()
+        self._arrivals.stop()

@@ -124,6 +124,7 @@ def certificate_names(auth_context: Mapping[str, Sequence[bytes]]) -> tuple[str,
 
     DNS names come in lower case, since they are the same in any.
     """
-    names = [name.decode("utf-8", errors="replace").lower() for name in auth_context.get("peer_dns", ())]
-    names += [name.decode("utf-8", errors="replace") for name in auth_context.get("peer_uri", ())]
-    return tuple(names)
+    hosts = (name.decode("utf-8", errors="replace").lower() for name in auth_context.get("peer_dns", ()))
+    uris = (name.decode("utf-8", errors="replace") for name in auth_context.get("peer_uri", ()))
+    # Neither may pass for the other: an authority that minds one may not mind the other.
+    return (*(name for name in hosts if ":" not in name), *(name for name in uris if ":" in name))

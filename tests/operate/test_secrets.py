@@ -315,7 +315,9 @@ def objects_of(service: Service) -> Iterator[tuple[Any, list[str]]]:
     create_workspace(service.operator)
     resources = service.app._resources
     exposures = ExposureService(resources)
-    keys, connect, callers = KeyService(resources), ConnectService(resources, exposures), CallerService(resources)
+    rehashing = Rehashing(replace(resources, peppers=Peppers([Pepper("other", b"o" * 32), Pepper("dev", b"d" * 32)])))
+    keys, callers = KeyService(resources), CallerService(resources)
+    connect = ConnectService(resources, exposures, rehashing)
     call = Call(caller_id="operator", method="Test")
     remembered = replace(call, request_id="once", fingerprint="f")
     made = keys.create_key(remembered, WORKSPACE, KeyKind.SERVER, KeyFields(display_name="Backend"))
@@ -334,7 +336,6 @@ def objects_of(service: Service) -> Iterator[tuple[Any, list[str]]]:
     yield completion, [link.value.secret, completion.value.scoped_key.secret]
     caller = callers.create_caller(call, "device-api", CallerFields(roles=[Role.AUTHORIZER]))
     yield (caller, callers.authenticate(caller.value.secret)), [caller.value.secret]
-    rehashing = Rehashing(replace(resources, peppers=Peppers([Pepper("other", b"o" * 32), Pepper("dev", b"d" * 32)])))
     authorization = AuthorizationService(resources, exposures, rehashing)
     question = ask(api_key, "devices:list", "", Context())
     yield authorization.answer([question], "", "operator"), [api_key]

@@ -16,13 +16,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from texture.auth.v1 import authorize_service_pb2 as pb
 from texture.auth.v1 import key_service_pb2, workspace_service_pb2
 
-from server.domain.errors import Refusal
 from server.service.workspaces import WorkspaceService
 from server.store.contract import StoreUnavailable, seconds_left
-from server.wire.limits import Pace
+from server.wire.server import SIDE_THREADS
 from tests.harness import Service, refused, running_service
 from tests.wire.helpers import make_key, make_workspace
 
+AUTHORIZE, CHECK = "/texture.auth.v1.AuthorizeService/Authorize", "/grpc.health.v1.Health/Check"
+SERVING = health_pb2.HealthCheckResponse.SERVING
 LIST = workspace_service_pb2.ListWorkspacesRequest()
 
 
@@ -121,38 +122,45 @@ def test_a_store_that_keeps_a_call_past_its_deadline_does_not_pass_for_one_that_
     assert refused(service.operator.workspaces.ListWorkspaces, LIST).reason == "DEADLINE_TOO_SHORT"
 
 
-def test_a_call_that_has_less_time_than_such_calls_take_at_best_is_refused() -> None:
-    pace = Pace()
-    pace.check(0.001)
-    pace.record(0.050)
-    pace.check(0.060)
-    with pytest.raises(Refusal, match=r"leaves 20\.0 ms, and such a call takes 50\.0 ms at best"):
-        pace.check(0.020)
+def half_sent(channel: grpc.Channel, method: str, credential: str | None, until: threading.Event) -> Any:
+    """Begin a call whose message does not come until the event is set, which ends it without one."""
+
+    def never() -> Iterator[bytes]:
+        until.wait()
+        yield from ()
+
+    call: Any = channel.stream_unary(method)
+    metadata = () if credential is None else (("authorization", f"Bearer {credential}"),)
+    return call.future(never(), metadata=metadata)
 
 
-def test_the_best_time_follows_a_machine_that_becomes_slower_and_faster() -> None:
-    pace = Pace()
-    pace.record(0.010)
-    for _ in range(100):
-        pace.record(0.100)
-    with pytest.raises(Refusal):
-        pace.check(0.050)
-    pace.record(0.010)
-    pace.check(0.050)
+def test_calls_without_a_message_do_not_keep_the_threads_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.wire.gate.MESSAGE_SECONDS", 0.5)
+    until = threading.Event()
+    with running_service(tmp_path, threads=2) as service:
+        stub: Any = health_pb2_grpc.HealthStub(service.channel)
+        with grpc.insecure_channel(service.address, (("grpc.use_local_subchannel_pool", 1),)) as another:
+            try:
+                credentials = [None, service.operator_key] * 4
+                calls = [half_sent(another, AUTHORIZE, credential, until) for credential in credentials]
+                calls += [half_sent(another, CHECK, None, until) for _ in range(SIDE_THREADS)]
+                # Those who are not known are told so at once; the others, after a while.
+                assert {call.code() for call in calls[::2]} >= {grpc.StatusCode.UNAUTHENTICATED}
+                assert stub.Check(health_pb2.HealthCheckRequest(), timeout=30).status == SERVING
+                service.operator.workspaces.ListWorkspaces(LIST)
+            finally:
+                until.set()
 
 
-def test_a_method_that_nobody_gives_enough_time_is_tried_again_after_a_while() -> None:
-    pace = Pace()
-    pace.record(0.100)
-    refusals = 0
-    while True:
-        try:
-            pace.check(0.020)
-        except Refusal:
-            refusals += 1
-        else:
-            break
-    assert 5 < refusals < 50
+def test_a_call_that_ends_without_a_message_is_told_so(tmp_path: Path) -> None:
+    until = threading.Event()
+    until.set()
+    with running_service(tmp_path) as service:
+        call = half_sent(service.channel, AUTHORIZE, service.operator_key, until)
+        assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "without a message" in call.details()
 
 
 @pytest.fixture
@@ -183,6 +191,18 @@ def test_calls_beyond_the_queue_are_refused_at_once_and_told_when_to_come_back(
             answer.result(30)
     # and when there is room again, calls are worked on again
     narrow.operator.workspaces.ListWorkspaces(LIST)
+
+
+def test_health_can_be_watched_while_every_thread_is_busy(narrow: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(narrow.channel)
+    with ThreadPoolExecutor(1) as pool:
+        with held_up(narrow, monkeypatch) as started:
+            answer = pool.submit(narrow.operator.workspaces.ListWorkspaces, LIST)
+            assert started.wait(30)
+            watching = stub.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            assert next(watching).status == SERVING
+            watching.cancel()
+        answer.result(30)
 
 
 def test_health_answers_while_every_thread_is_busy(narrow: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,8 @@ if _version_not_supported:
 
 class CallerServiceStub:
     """The internal services that may call this one, and their roles. A caller presents its `svc` key as
-    `authorization: Bearer txk_svc_…` metadata or, without that metadata, a client certificate with one of its
-    `certificate_names`. Metadata wins over a certificate.
+    `authorization: Bearer txk_svc_…` metadata or, without such metadata, a client certificate with one of its
+    `certificate_names`. A Bearer credential wins over a certificate.
 
     Role: `operator`.
     """
@@ -73,8 +73,8 @@ class CallerServiceStub:
 
 class CallerServiceServicer:
     """The internal services that may call this one, and their roles. A caller presents its `svc` key as
-    `authorization: Bearer txk_svc_…` metadata or, without that metadata, a client certificate with one of its
-    `certificate_names`. Metadata wins over a certificate.
+    `authorization: Bearer txk_svc_…` metadata or, without such metadata, a client certificate with one of its
+    `certificate_names`. A Bearer credential wins over a certificate.
 
     Role: `operator`.
     """
@@ -167,8 +167,8 @@ def add_CallerServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class CallerService:
     """The internal services that may call this one, and their roles. A caller presents its `svc` key as
-    `authorization: Bearer txk_svc_…` metadata or, without that metadata, a client certificate with one of its
-    `certificate_names`. Metadata wins over a certificate.
+    `authorization: Bearer txk_svc_…` metadata or, without such metadata, a client certificate with one of its
+    `certificate_names`. A Bearer credential wins over a certificate.
 
     Role: `operator`.
     """

@@ -28,8 +28,8 @@ GRPC_VERSION: str
 
 class CallerServiceStub:
     """The internal services that may call this one, and their roles. A caller presents its `svc` key as
-    `authorization: Bearer txk_svc_…` metadata or, without that metadata, a client certificate with one of its
-    `certificate_names`. Metadata wins over a certificate.
+    `authorization: Bearer txk_svc_…` metadata or, without such metadata, a client certificate with one of its
+    `certificate_names`. A Bearer credential wins over a certificate.
 
     Role: `operator`.
     """
@@ -60,8 +60,8 @@ class CallerServiceStub:
 @_typing.type_check_only
 class CallerServiceAsyncStub(CallerServiceStub):
     """The internal services that may call this one, and their roles. A caller presents its `svc` key as
-    `authorization: Bearer txk_svc_…` metadata or, without that metadata, a client certificate with one of its
-    `certificate_names`. Metadata wins over a certificate.
+    `authorization: Bearer txk_svc_…` metadata or, without such metadata, a client certificate with one of its
+    `certificate_names`. A Bearer credential wins over a certificate.
 
     Role: `operator`.
     """
@@ -88,8 +88,8 @@ class CallerServiceAsyncStub(CallerServiceStub):
 
 class CallerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The internal services that may call this one, and their roles. A caller presents its `svc` key as
-    `authorization: Bearer txk_svc_…` metadata or, without that metadata, a client certificate with one of its
-    `certificate_names`. Metadata wins over a certificate.
+    `authorization: Bearer txk_svc_…` metadata or, without such metadata, a client certificate with one of its
+    `certificate_names`. A Bearer credential wins over a certificate.
 
     Role: `operator`.
     """

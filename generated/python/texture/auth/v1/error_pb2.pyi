@@ -99,14 +99,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CALLER_IS_REVOKED: _ErrorReason.ValueType  # 34
     """FAILED_PRECONDITION: the caller is revoked, and nothing leaves that state."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 35
-    """UNAVAILABLE: the database cannot be reached or is busy. Nothing was decided; retry."""
+    """UNAVAILABLE: the database cannot be reached or is busy. Nothing was decided and nothing has changed; retry."""
     ERROR_REASON_PEPPER_UNAVAILABLE: _ErrorReason.ValueType  # 36
     """UNAVAILABLE: the pepper that a stored digest was made with is not configured here. Operators must act."""
     ERROR_REASON_INTERNAL_FAULT: _ErrorReason.ValueType  # 37
     """INTERNAL: a fault of this service; metadata `error_id` finds it in the log."""
     ERROR_REASON_DEADLINE_TOO_SHORT: _ErrorReason.ValueType  # 38
-    """DEADLINE_EXCEEDED: the call's deadline was past, or nearer than such a call takes at best, or passed while the
-    call was worked on. Nothing has changed; give it more time.
+    """DEADLINE_EXCEEDED: the call's deadline was past, or passed while the call was worked on or its message was on the
+    way. Nothing has changed; give it more time. What the client's own DEADLINE_EXCEEDED means, it cannot know.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 39
     """RESOURCE_EXHAUSTED: as many calls wait as may. Nothing was done; retry after the time in RetryInfo."""
@@ -118,6 +118,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAUTHENTICATED: the call has no `authorization` metadata, and no caller goes by a name of its client certificate."""
     ERROR_REASON_CERTIFICATE_NAME_TAKEN: _ErrorReason.ValueType  # 43
     """ALREADY_EXISTS: another caller goes by this name of a certificate; metadata `certificate_name`."""
+    ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 44
+    """UNAVAILABLE: the database's answer to the commit was lost, so the change may have been made or not. Retry with the
+    same `request_id`, which finds out and makes it once.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The stable reasons of this service's errors. Every error but gRPC's own (UNIMPLEMENTED for an unknown method,
@@ -207,14 +211,14 @@ ERROR_REASON_REVISION_NOT_VERIFIABLE: ErrorReason.ValueType  # 33
 ERROR_REASON_CALLER_IS_REVOKED: ErrorReason.ValueType  # 34
 """FAILED_PRECONDITION: the caller is revoked, and nothing leaves that state."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 35
-"""UNAVAILABLE: the database cannot be reached or is busy. Nothing was decided; retry."""
+"""UNAVAILABLE: the database cannot be reached or is busy. Nothing was decided and nothing has changed; retry."""
 ERROR_REASON_PEPPER_UNAVAILABLE: ErrorReason.ValueType  # 36
 """UNAVAILABLE: the pepper that a stored digest was made with is not configured here. Operators must act."""
 ERROR_REASON_INTERNAL_FAULT: ErrorReason.ValueType  # 37
 """INTERNAL: a fault of this service; metadata `error_id` finds it in the log."""
 ERROR_REASON_DEADLINE_TOO_SHORT: ErrorReason.ValueType  # 38
-"""DEADLINE_EXCEEDED: the call's deadline was past, or nearer than such a call takes at best, or passed while the
-call was worked on. Nothing has changed; give it more time.
+"""DEADLINE_EXCEEDED: the call's deadline was past, or passed while the call was worked on or its message was on the
+way. Nothing has changed; give it more time. What the client's own DEADLINE_EXCEEDED means, it cannot know.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 39
 """RESOURCE_EXHAUSTED: as many calls wait as may. Nothing was done; retry after the time in RetryInfo."""
@@ -226,4 +230,8 @@ ERROR_REASON_CALLER_CERTIFICATE_UNKNOWN: ErrorReason.ValueType  # 42
 """UNAUTHENTICATED: the call has no `authorization` metadata, and no caller goes by a name of its client certificate."""
 ERROR_REASON_CERTIFICATE_NAME_TAKEN: ErrorReason.ValueType  # 43
 """ALREADY_EXISTS: another caller goes by this name of a certificate; metadata `certificate_name`."""
+ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 44
+"""UNAVAILABLE: the database's answer to the commit was lost, so the change may have been made or not. Retry with the
+same `request_id`, which finds out and makes it once.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
