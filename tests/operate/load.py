@@ -75,7 +75,7 @@ class Load:
             answer = method(request, timeout=CLIENT_SECONDS)
         except grpc.RpcError as error:
             refusal = as_refused(error)
-            if refusal.reason == "STORE_UNAVAILABLE" and refusal.retry_seconds:
+            if refusal.reason in ("STORE_UNAVAILABLE", "OUTCOME_UNKNOWN") and refusal.retry_seconds:
                 with self._counting:
                     self.unavailable += 1
             elif refusal.reason != "REQUEST_REPEATED":

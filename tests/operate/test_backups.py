@@ -20,7 +20,9 @@ import grpc
 import pytest
 from texture.auth.v1 import authorize_service_pb2 as authorize_pb
 from texture.auth.v1 import caller_service_pb2 as caller_pb
+from texture.auth.v1 import device_service_pb2 as device_pb
 from texture.auth.v1 import key_service_pb2 as key_pb
+from texture.auth.v1 import workspace_service_pb2 as workspace_pb
 from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER
 
 from server import app, backups
@@ -31,7 +33,7 @@ from server.store.contract import StoreUnavailable
 from server.store.sqlite import SqliteEngine
 from tests.harness import Client, refused
 from tests.operate.process import COMMAND, client, environment, run, serving, wait_until
-from tests.wire.links_helpers import create_workspace, get_key, reason, server_key
+from tests.wire.links_helpers import WORKSPACE, create_workspace, get_key, reason, server_key
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 ASIDE = "texture-auth.db.before-20300101T120000Z"
@@ -210,13 +212,23 @@ class TestRestore:
     def test_it_undoes_what_came_after_and_says_what_works_again(self, folder: Path) -> None:
         with serving(folder) as server, client(server) as calling:
             revoked, suspended, rotated, kept = (server_key(calling) for _ in range(4))
-            calling.callers.CreateCaller(caller_pb.CreateCallerRequest(caller_id="dashboard", roles=[ROLE_AUTHORIZER]))
+            for caller_id in ("dashboard", "device-api"):
+                calling.callers.CreateCaller(
+                    caller_pb.CreateCallerRequest(caller_id=caller_id, roles=[ROLE_AUTHORIZER])
+                )
+            registration = device_pb.DeviceRegistration(device_id="battery-1", reference_id="user-1")
+            calling.devices.RegisterDevices(
+                device_pb.RegisterDevicesRequest(workspace_id=WORKSPACE, devices=[registration])
+            )
             taken_by_command = run(folder, "backup", "backup.db", "--database", "sqlite:var/texture-auth.db")
             assert taken_by_command.returncode == 0
             revision = revoke(calling, revoked.key.key_id)
             calling.keys.SuspendKey(key_pb.SuspendKeyRequest(key_id=suspended.key.key_id))
             new = calling.keys.RotateKey(key_pb.RotateKeyRequest(key_id=rotated.key.key_id)).api_key
             calling.callers.RevokeCaller(caller_pb.RevokeCallerRequest(caller_id="dashboard"))
+            calling.callers.RotateCallerKey(caller_pb.RotateCallerKeyRequest(caller_id="device-api"))
+            forgotten = workspace_pb.EraseEndUserRequest(workspace_id=WORKSPACE, reference_id="user-1")
+            calling.workspaces.EraseEndUser(forgotten)
         done = run(folder, "restore", "backup.db", "--replace", "--database", "sqlite:var/texture-auth.db")
         assert done.returncode == 0, done.stderr
         said = done.stdout.splitlines()
@@ -225,6 +237,8 @@ class TestRestore:
         assert f"suspended keys that work again: 1: {suspended.key.key_id}" in said
         assert any(line.startswith("rotated keys") and line.endswith(f": 1: {rotated.key.key_id}") for line in said)
         assert "revoked callers that may call again: 1: dashboard" in said
+        assert "callers whose old keys work again, and whose new ones do not: 1: device-api" in said
+        assert f"end users who were erased or had gone, and are back: erase them again: 1: {WORKSPACE} user-1" in said
         assert kept.key.key_id not in done.stdout
 
         with serving(folder) as server, client(server) as calling:
@@ -237,6 +251,17 @@ class TestRestore:
                 assert not_verifiable(calling, kept.api_key, revision)
                 server_key(calling)
             assert_number_reached(calling, folder)
+
+    def test_a_database_behind_a_link_is_replaced_where_it_is(self, folder: Path) -> None:
+        file = taken(folder)
+        volume = folder / "volume"
+        volume.mkdir()
+        database_of(folder).rename(volume / "texture-auth.db")
+        database_of(folder).symlink_to(volume / "texture-auth.db")
+        done = restored(folder, file)
+        assert database_of(folder).is_symlink()
+        assert done.aside is not None
+        assert (done.aside.parent, done.aside.is_symlink()) == (volume, False)
 
     def test_the_database_that_was_replaced_is_kept_whole(self, folder: Path) -> None:
         file = taken(folder)

@@ -17,6 +17,7 @@ from texture.auth.v1 import caller_service_pb2 as pb
 from texture.auth.v1 import workspace_service_pb2
 from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER, ROLE_KEY_ADMIN, Role
 
+from server.wire.tls import certificate_names
 from tests.harness import Client, as_refused
 from tests.operate.certificates import Authority, Certificate
 from tests.operate.process import Server, run, serving, wait_until
@@ -143,6 +144,25 @@ def test_names_of_two_callers_in_one_certificate_are_nobody(place: Place) -> Non
         create(operator, "caller-two", "two.internal")
         with place.client(server.address, both) as client:
             assert reason(client) == "CALLER_CERTIFICATE_UNKNOWN"
+
+
+def test_a_revoked_caller_does_not_stand_in_the_way_of_another_with_the_same_certificate(place: Place) -> None:
+    both = place.client_authority.issue("both", hosts=["old.internal", "new.internal"])
+    with demanding(place) as server, place.client(server.address, place.operator, place.operator_key) as operator:
+        create(operator, "caller-old", "old.internal")
+        create(operator, "caller-new", "new.internal")
+        operator.callers.RevokeCaller(pb.RevokeCallerRequest(caller_id="caller-old"))
+        with place.client(server.address, both) as client:
+            assert reason(client) == ""
+
+
+def test_a_dns_name_does_not_pass_for_a_uri_nor_a_uri_for_a_dns_name() -> None:
+    context = {
+        "peer_dns": [b"Device-API.internal", b"spiffe://prod/a"],
+        "peer_uri": [b"spiffe://prod/b", b"b.internal"],
+    }
+    assert certificate_names(context) == ("device-api.internal", "spiffe://prod/b")
+    assert certificate_names({}) == ()
 
 
 def test_without_a_certificate_of_the_authority_nobody_comes_through_the_door(place: Place) -> None:

@@ -21,6 +21,8 @@ from tests.harness import Refused, Service, refused, running_service
 from tests.operate.process import client, serving
 from tests.wire.links_helpers import (
     BACKEND_URI,
+    SITE_URI,
+    connect_key,
     create_link,
     create_workspace,
     length,
@@ -159,6 +161,17 @@ def test_a_secret_moves_to_the_pepper_that_signs_when_it_is_used(tmp_path: Path)
     with running_service(tmp_path, peppers=TWO) as service:
         assert reason(service.client(caller.caller_key), used.api_key) == "PERMITTED"
         assert_pepper_unavailable(refused(reason, service.operator, unused.api_key))
+
+
+def test_a_connect_key_moves_when_it_makes_a_link(tmp_path: Path) -> None:
+    with running_service(tmp_path, peppers=ONE) as service:
+        create_workspace(service.operator)
+        site = connect_key(service.operator)
+    with running_service(tmp_path, peppers=f"{TWO}\n{ONE}") as service:
+        keep_house(service)
+        create_link(service.operator, site.api_key, SITE_URI)
+        keep_house(service)
+        assert stored_under(service) == {"two"}
 
 
 def test_each_secret_of_an_overlap_moves_by_itself_and_a_retired_one_not_at_all(tmp_path: Path) -> None:

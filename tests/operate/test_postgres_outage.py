@@ -214,8 +214,29 @@ def test_a_change_whose_answer_was_lost_on_the_way_is_found_by_a_retry(tmp_path:
         wait_until(lambda: beside.execute(_WAITING).fetchone(), "the commit is under way")
         forwarder.cut()
         found = refused(first.result)
-        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "OUTCOME_UNKNOWN")
+        assert found.retry_seconds
         beside.execute("SELECT pg_advisory_unlock(1)")
         again = refused(service.operator.keys.CreateKey, request)
         assert (again.code, again.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_REPEATED")
         assert [key.key_id for key in listed_keys(service.operator)] == [again.metadata["key_id"]]
+
+
+def test_a_commit_that_takes_longer_than_its_deadline_is_not_said_to_have_changed_nothing(
+    tmp_path: Path, database: Postgres
+) -> None:
+    url = database.new_database()
+    with (
+        running_service(tmp_path, database=url) as service,
+        psycopg.connect(url, autocommit=True) as beside,
+    ):
+        create_workspace(service.operator)
+        beside.execute(_WAIT_IN_COMMIT)
+        beside.execute("SELECT pg_advisory_lock(1)")
+        request = key_pb.CreateKeyRequest(
+            workspace_id=WORKSPACE, kind=KEY_KIND_SERVER, display_name="Backend", request_id="once"
+        )
+        found = refused(service.operator.keys.CreateKey, request, timeout=3)
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "OUTCOME_UNKNOWN")
+        assert "may have been made" in found.message
+        beside.execute("SELECT pg_advisory_unlock(1)")

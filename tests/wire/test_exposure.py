@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import structlog
 from texture.auth.v1 import authorize_service_pb2, connect_service_pb2, key_service_pb2
 from texture.auth.v1 import authorize_service_pb2 as pb
 from texture.auth.v1.key_pb2 import KEY_KIND_CONNECT, KEY_KIND_SCOPED, KeyKind, KeyState
 from texture.auth.v1.request_context_pb2 import RequestContext
 from texture.auth.v1.workspace_pb2 import EXPOSURE_POLICY_NOTIFY_ONLY, EXPOSURE_POLICY_SUSPEND, ExposurePolicy
 
+from server.store.contract import StoreUnavailable
 from tests.harness import Service, refused
 from tests.wire.helpers import (
     REDIRECT_URI,
@@ -213,3 +215,32 @@ def test_a_retired_secret_in_the_same_batch_does_not_hide_the_exposure_of_the_li
     grid.operator.authorize.BatchAuthorize(authorize_service_pb2.BatchAuthorizeRequest(questions=questions))
 
     assert KeyState.Name(get_key(grid, made.key.key_id).state) == "KEY_STATE_REVOKED"
+
+
+def test_many_keys_that_leak_at_once_are_all_dealt_with(service: Service) -> None:
+    make_workspace(service)
+    made = [make_key(service) for _ in range(120)]
+    context = RequestContext(sec_fetch_site="cross-site")
+    questions = [pb.Question(api_key=one.api_key, permission="devices:list", context=context) for one in made]
+
+    service.operator.authorize.BatchAuthorize(pb.BatchAuthorizeRequest(questions=questions))
+
+    assert service.query("SELECT state, count(*) AS n FROM api_key GROUP BY state") == [{"state": "revoked", "n": 120}]
+    assert {event_types(service, one.key.key_id)[-1] for one in made} == {"key.exposed"}
+
+
+def test_what_could_not_be_dealt_with_is_told_by_the_log_and_tried_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_workspace(service)
+    made = make_key(service)
+
+    def away(*_: object) -> None:
+        raise StoreUnavailable("others keep the lock")
+
+    with monkeypatch.context() as patch, structlog.testing.capture_logs() as lines:
+        patch.setattr(type(service.app._resources.store), "write", away)
+        assert reason_for(service, made.api_key, sec_fetch_site="none") == "KEY_EXPOSED"
+    assert [line["log_level"] for line in lines if line["event"] == "exposed keys not dealt with yet"] == ["warning"]
+    assert reason_for(service, made.api_key, sec_fetch_site="none") == "KEY_EXPOSED"
+    assert reason_for(service, made.api_key) == "KEY_REVOKED"
