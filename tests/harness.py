@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +110,30 @@ class Service:
         return self.client(self.operator.callers.CreateCaller(request).caller_key)
 
 
+@cache
+def _first_start() -> dict[str, bytes]:
+    """Return the files that the first start of a development server makes, by name: each test begins with a copy."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(
+            development=True, database=f"sqlite:{folder}/texture-auth.db", development_folder=Path(folder)
+        )
+        App(settings, TurnedClock()).stop()
+        return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+
+def _prepare(folder: Path) -> None:
+    for name, content in _first_start().items():
+        with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+
+
 @contextmanager
 def running_service(folder: Path, **settings: Any) -> Iterator[Service]:
     """Run a development server in `folder`: on SQLite there, unless the settings name another database."""
     database = folder / "texture-auth.db"
     clock = TurnedClock()
+    if not any(folder.iterdir()) and settings.keys().isdisjoint({"database", "peppers", "peppers_file", "development"}):
+        _prepare(folder)
     chosen = {
         "development": True,
         "database": f"sqlite:{database}",
