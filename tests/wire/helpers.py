@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,7 +20,10 @@ from texture.auth.v1.key_pb2 import KEY_KIND_CONNECT, KEY_KIND_SERVER, Key, KeyK
 from texture.auth.v1.request_context_pb2 import RequestContext
 from texture.auth.v1.workspace_pb2 import ENVIRONMENT_PRODUCTION
 
-from server.domain.token import checksum
+from server.domain.token import checksum, new_id
+from server.store import rows, tables
+from server.store.peewee_store import PeeweeWriter
+from tests import builders
 from tests.harness import Service
 
 WORKSPACE = "grid-one"
@@ -56,6 +60,17 @@ def make_key(service: Service, **fields: Any) -> key_service_pb2.CreateKeyRespon
     """Create a server key, unless told otherwise."""
     given: dict[str, Any] = {"workspace_id": WORKSPACE, "kind": KEY_KIND_SERVER, "display_name": "a key"} | fields
     return service.operator.keys.CreateKey(key_service_pb2.CreateKeyRequest(**given))
+
+
+def make_many_keys(service: Service, count: int) -> list[str]:
+    """Make many keys in a few statements, where each over the wire would be a transaction, and return their ids."""
+    template = builders.make_key(labels={"batch": "large"}, create_time=service.clock.now)
+    keys = [replace(template, key_id=new_id()) for _ in range(count)]
+    with service.app._resources.store.write() as writer:
+        assert isinstance(writer, PeeweeWriter)
+        writer._insert(tables.Key, [writer._created(rows.key_row(key)) for key in keys])
+        writer.replace_keys(keys)
+    return [key.key_id for key in keys]
 
 
 def make_connect_key(service: Service, **fields: Any) -> key_service_pb2.CreateKeyResponse:

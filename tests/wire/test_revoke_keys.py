@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,10 +20,6 @@ from texture.auth.v1.key_pb2 import (
     KEY_STATE_SUSPENDED,
 )
 
-from server.domain.token import new_id
-from server.store import rows, tables
-from server.store.peewee_store import PeeweeWriter
-from tests import builders
 from tests.harness import Refused, Service, refused
 from tests.wire.helpers import (
     OTHER_USER,
@@ -39,6 +34,7 @@ from tests.wire.helpers import (
     get_key,
     make_connect_key,
     make_key,
+    make_many_keys,
     make_scoped_key,
     make_workspace,
     reason_for,
@@ -218,19 +214,8 @@ def test_a_negative_count_is_refused(grid: Service, expected_count: int) -> None
     assert get_key(grid, made.key.key_id) == made.key
 
 
-def many(service: Service, count: int) -> list[str]:
-    """Make many keys in a few statements, where each over the wire would be a transaction."""
-    template = builders.make_key(labels={"batch": "large"}, create_time=service.clock.now)
-    keys = [replace(template, key_id=new_id()) for _ in range(count)]
-    with service.app._resources.store.write() as writer:
-        assert isinstance(writer, PeeweeWriter)
-        writer._insert(tables.Key, [writer._created(rows.key_row(key)) for key in keys])
-        writer.replace_keys(keys)
-    return [key.key_id for key in keys]
-
-
 def test_a_thousand_keys_are_revoked_at_once_and_one_more_is_too_many(grid: Service) -> None:
-    key_ids = many(grid, 1000)
+    key_ids = make_many_keys(grid, 1000)
     last = make_key(grid, labels={"batch": "large"}).key
     events = count_rows(grid, "event")
 
