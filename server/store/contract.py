@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import Flag, auto
 from typing import Generic, Protocol, TypeVar
 
 from server.domain.end_users import EndUser
@@ -132,6 +133,39 @@ class PepperUsage:
     some_caller_ids: tuple[str, ...] = ()
 
 
+# The kinds of entity that the change log names and decisions depend on. Keys are named by their public ids, and callers
+# by those of their keys.
+KEY, DEVICE, CALLER, CERTIFICATE_NAME = "key", "device", "caller", "certificate_name"
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a history has gone through since a revision: where it is now, and the kinds and ids of what changed."""
+
+    head: Revision
+    touched: frozenset[tuple[str, str]]
+
+
+class News(Flag):
+    """What may have happened in the store."""
+
+    COMMITTED = auto()
+    ACKNOWLEDGED = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A process that decides from memory (CONSISTENCY rules 2, 6 and 7).
+
+    `lease` is how long it may do so without hearing from the store. One that is `fencing` gets no more leases.
+    """
+
+    process_id: str
+    fencing: bool
+    lease: timedelta
+    acknowledged: int
+
+
 class Reader(Protocol):
     """One consistent snapshot. Usable inside its `with` block, by the thread that opened it.
 
@@ -143,6 +177,19 @@ class Reader(Protocol):
 
     def holds(self, revision: Revision) -> bool:
         """Tell whether the snapshot's history contains this revision, nonce and epoch included."""
+
+    def changes_since(self, revision: Revision, limit: int) -> Changes | None:
+        """Return what has changed since a revision.
+
+        None where that cannot be told: the revision is not of this history, or later than the snapshot, or what came
+        after it is no longer kept, or touched more than the limit.
+        """
+
+    def members(self) -> Sequence[Member]:
+        """Return the processes that are enrolled, in order of their ids."""
+
+    def time(self) -> datetime:
+        """Return the time by the store's own clock, which all its processes share."""
 
     def workspace(self, workspace_id: str) -> Workspace | None:
         """Return a workspace."""
@@ -294,6 +341,35 @@ class Store(Protocol):
         passes on. A transaction that changed nothing leaves no trace, not even a revision; one that did nothing but
         prune moves no revision either. Raises StoreUnavailable, after some seconds where another writer keeps the lock,
         and instead of a commit after the call's deadline.
+        """
+
+    def version(self) -> object | None:
+        """Return a value that differs from an earlier one if anything was committed between, by whatever process.
+
+        It costs next to nothing. None where this kind of store cannot tell: there, processes decide from memory by
+        leases. Raises StoreUnavailable.
+        """
+
+    def enrol(self, process_id: str, lease: timedelta) -> None:
+        """Make a process a member, which has applied what is committed. Raises StoreUnavailable."""
+
+    def acknowledge(self, process_id: str, revision: Revision) -> bool:
+        """Note that a process has applied all up to a revision, and is alive.
+
+        Return False, and note nothing, where it is no live member, or the revision is not of this history. Raises
+        StoreUnavailable.
+        """
+
+    def leave(self, process_ids: Collection[str]) -> None:
+        """End memberships. Raises StoreUnavailable."""
+
+    def fence_silent(self, longest: timedelta) -> None:
+        """Make every member fencing that was not heard of for so long. Raises StoreUnavailable."""
+
+    def await_news(self, seconds: float) -> News:
+        """Wait until something was committed or acknowledged, for so long at most, and return which of the two it was.
+
+        News may be lost, and news may come of nothing. For one thread of a process. Raises StoreUnavailable.
         """
 
     def ping(self) -> None:

@@ -6,14 +6,14 @@ import secrets
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import reduce
 from operator import and_
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 import peewee
-from peewee import fn
+from peewee import SQL, fn
 
 from server.domain.end_users import EndUser, end_users_of
 from server.domain.events import Event
@@ -21,12 +21,19 @@ from server.domain.model import Caller, ConnectLink, Device, Generation, Key, Ke
 from server.domain.revision import Revision
 from server.store import rows, tables
 from server.store.contract import (
+    CALLER,
+    CERTIFICATE_NAME,
+    DEVICE,
+    KEY,
     Belongings,
     CarriedOut,
+    Changes,
     Cursor,
     DeviceFilter,
     Duplicate,
     KeyFilter,
+    Member,
+    News,
     Page,
     PepperUsage,
     Reader,
@@ -41,6 +48,8 @@ T = TypeVar("T")
 _ROWS_A_STATEMENT = 500
 # A page ends early once its rows, written out, have so many characters: clients accept 4 MiB by default.
 _PAGE_CHARACTERS = 1_000_000
+# What a process may be.
+_LIVE, _FENCING = "live", "fencing"
 # How many of those who need a pepper are named.
 _NAMED = 10
 
@@ -54,8 +63,26 @@ class Engine(Protocol):
     def writing(self) -> AbstractContextManager[peewee.Database]:
         """Take the write lock and open a transaction, which is rolled back unless the block commits it."""
 
+    def noting(self, *, durable: bool) -> AbstractContextManager[peewee.Database]:
+        """Open a transaction for what is no fact. It waits for no writer where that can be.
+
+        It ends as `writing` does. One that is not durable may be lost with the database's machine.
+        """
+
     def commit(self) -> None:
-        """Commit what `writing` has opened in this thread. Raises OutcomeUnknown where nobody can tell the outcome."""
+        """Commit what this thread has opened. Raises OutcomeUnknown where nobody can tell the outcome."""
+
+    def announce(self, news: News) -> None:
+        """Have `commit` wake those who await news, where this kind of store can."""
+
+    def version(self) -> object | None:
+        """Return a value that every commit changes, None where this kind of store has none."""
+
+    def await_news(self, seconds: float) -> News:
+        """Wait for an announcement, for so long at most."""
+
+    def now(self) -> datetime:
+        """Return the time by the database's clock, in the transaction of this thread."""
 
     def create(self) -> None:
         """Make an empty store where there is none, if this kind of store is made so."""
@@ -77,18 +104,65 @@ class PeeweeStore:
     def read(self) -> Iterator[Reader]:
         """Open a snapshot."""
         with self._engine.reading() as database:
-            yield PeeweeReader(database)
+            yield PeeweeReader(database, self._engine.now)
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
         """Take the write lock and open a transaction."""
         with self._engine.writing() as database:
-            writer = PeeweeWriter(database)
+            writer = PeeweeWriter(database, self._engine.now)
             yield writer
             if writer.finish():
                 if not seconds_left():
                     raise StoreUnavailable("the deadline passed before the commit")
+                self._engine.announce(News.COMMITTED)
                 self._engine.commit()
+
+    def version(self) -> object | None:
+        """Return a value that every commit changes."""
+        return self._engine.version()
+
+    def enrol(self, process_id: str, lease: timedelta) -> None:
+        """Make a process a member."""
+        with self._membership() as database:
+            head = tables.Revision.select(tables.Revision.number).dicts().execute(database)[0]["number"]
+            tables.Process.insert(
+                process_id=process_id,
+                state=_LIVE,
+                lease=lease,
+                acknowledged=head,
+                seen_time=self._engine.now(),
+            ).execute(database)
+
+    def acknowledge(self, process_id: str, revision: Revision) -> bool:
+        """Note what a process has applied."""
+        table, change = tables.Process, tables.Change
+        # One statement, so that it holds for the history that it is noted in.
+        known = change.select(SQL("1")).where((change.revision == revision.number) & (change.nonce == revision.nonce))
+        # One that is lost is made again, or waited for in vain: no harm but time.
+        with self._membership(durable=False) as database:
+            noted = (
+                table.update(acknowledged=revision.number, seen_time=self._engine.now())
+                .where((table.process_id == process_id) & (table.state == _LIVE) & fn.EXISTS(known))
+                .execute(database)
+            )
+        return bool(noted)
+
+    def leave(self, process_ids: Collection[str]) -> None:
+        """End memberships."""
+        with self._membership() as database:
+            tables.Process.delete().where(tables.Process.process_id.in_(list(process_ids))).execute(database)
+
+    def fence_silent(self, longest: timedelta) -> None:
+        """Make silent members fencing."""
+        table = tables.Process
+        with self._membership() as database:
+            silent = (table.state == _LIVE) & (table.seen_time < self._engine.now() - longest)
+            table.update(state=_FENCING).where(silent).execute(database)
+
+    def await_news(self, seconds: float) -> News:
+        """Wait for a commit or an acknowledgement."""
+        return self._engine.await_news(seconds)
 
     def ping(self) -> None:
         """Make sure that the store can be asked."""
@@ -99,12 +173,21 @@ class PeeweeStore:
         """Let go of connections."""
         self._engine.close()
 
+    @contextmanager
+    def _membership(self, *, durable: bool = True) -> Iterator[peewee.Database]:
+        """Open a transaction on the members, which are no facts: no revision comes of it."""
+        with self._engine.noting(durable=durable) as database:
+            yield database
+            self._engine.announce(News.ACKNOWLEDGED)
+            self._engine.commit()
+
 
 class PeeweeReader:
     """The queries, in a transaction that is open."""
 
-    def __init__(self, database: peewee.Database) -> None:
+    def __init__(self, database: peewee.Database, now: Callable[[], datetime]) -> None:
         self._database = database
+        self._now = now
 
     def head(self) -> Revision:
         """Return the revision of the snapshot."""
@@ -120,6 +203,47 @@ class PeeweeReader:
             return False
         change = self._first(tables.Change.select().where(tables.Change.revision == revision.number))
         return change is not None and change["nonce"] == revision.nonce
+
+    def changes_since(self, revision: Revision, limit: int) -> Changes | None:
+        """Return what has changed since a revision."""
+        place = self._database.param
+        # By hand, since every process asks this several times a second, and every miss does.
+        ((epoch, number, nonce, known),) = self._database.execute_sql(
+            'SELECT "epoch", "number", "nonce", (SELECT "nonce" FROM "change" WHERE "revision" = '  # noqa: S608 - no values
+            f'{place} LIMIT 1) FROM "revision"',
+            (revision.number,),
+        ).fetchall()
+        head = (
+            revision if (number, nonce) == (revision.number, revision.nonce) else Revision(UUID(epoch), number, nonce)
+        )
+        if epoch != str(revision.epoch) or known != revision.nonce or number < revision.number:
+            return None
+        if number == revision.number:
+            return Changes(head, frozenset())
+        found = self._database.execute_sql(
+            'SELECT "revision", "entity_kind", "entity_id" FROM "change" '  # noqa: S608 - no values
+            f'WHERE "revision" > {place} LIMIT {limit + 1}',
+            (revision.number,),
+        ).fetchall()
+        if len(found) > limit or len({row[0] for row in found}) != number - revision.number:
+            return None
+        return Changes(head, frozenset((kind, entity_id) for _, kind, entity_id in found))
+
+    def members(self) -> Sequence[Member]:
+        """Return the processes that are enrolled."""
+        return [
+            Member(
+                process_id=row["process_id"],
+                fencing=row["state"] == _FENCING,
+                lease=row["lease"],
+                acknowledged=row["acknowledged"],
+            )
+            for row in self._rows(tables.Process.select().order_by(tables.Process.process_id))
+        ]
+
+    def time(self) -> datetime:
+        """Return the time by the database's clock."""
+        return self._now()
 
     def workspace(self, workspace_id: str) -> Workspace | None:
         """Return a workspace."""
@@ -330,8 +454,8 @@ class PeeweeReader:
 class PeeweeWriter(PeeweeReader):
     """The changes. Every one of them notes what it touched, and `finish` writes that down (CONSISTENCY rule 1)."""
 
-    def __init__(self, database: peewee.Database) -> None:
-        super().__init__(database)
+    def __init__(self, database: peewee.Database, now: Callable[[], datetime]) -> None:
+        super().__init__(database, now)
         self._before = self.head()
         self._after = Revision(self._before.epoch, self._before.number + 1, secrets.randbits(63))
         self._touched: dict[tuple[str, str], None] = {}
@@ -378,7 +502,7 @@ class PeeweeWriter(PeeweeReader):
         """Insert a key."""
         if self.keys([key.key_id]):
             raise Duplicate
-        self._touch("key", key.key_id)
+        self._touch(KEY, key.key_id)
         self._add(tables.Key, rows.key_row(key))
         self._put_generations(tables.KeyGeneration, {key.key_id: key.generations})
         self._put_labels([key])
@@ -398,7 +522,7 @@ class PeeweeWriter(PeeweeReader):
                 self._database
             )
         for key_id in key_ids:
-            self._touch("key", key_id)
+            self._touch(KEY, key_id)
         self._put_generations(tables.KeyGeneration, {key.key_id: key.generations for key in keys})
         tables.KeyLabel.delete().where(tables.KeyLabel.key_id.in_(key_ids)).execute(self._database)
         self._put_labels(keys)
@@ -412,13 +536,13 @@ class PeeweeWriter(PeeweeReader):
                 preserve=(table.workspace_id, table.reference_id, table.manufacturer, table.update_time),
             ).execute(self._database)
         for device in devices:
-            self._touch("device", device.device_id)
+            self._touch(DEVICE, device.device_id)
 
     def remove_devices(self, device_ids: Collection[str]) -> None:
         """Delete devices."""
         tables.Device.delete().where(tables.Device.device_id.in_(list(device_ids))).execute(self._database)
         for device_id in device_ids:
-            self._touch("device", device_id)
+            self._touch(DEVICE, device_id)
 
     def add_connect_link(self, link: ConnectLink) -> None:
         """Insert a Connect link."""
@@ -439,8 +563,8 @@ class PeeweeWriter(PeeweeReader):
         theirs = tables.Key.select(tables.Key.key_id).where(_of(tables.Key, end_user))
         for part in (tables.KeyGeneration, tables.KeyLabel):
             part.delete().where(part.key_id.in_(theirs)).execute(self._database)
-        keys = self._remove_of("key", tables.Key, tables.Key.key_id, end_user)
-        devices = self._remove_of("device", tables.Device, tables.Device.device_id, end_user)
+        keys = self._remove_of(KEY, tables.Key, tables.Key.key_id, end_user)
+        devices = self._remove_of(DEVICE, tables.Device, tables.Device.device_id, end_user)
         return Belongings(devices=devices, keys=keys, connect_links=links)
 
     def add_caller(self, caller: Caller) -> None:
@@ -448,7 +572,7 @@ class PeeweeWriter(PeeweeReader):
         if self.caller(caller.caller_id) is not None or self.caller_of_key(caller.key_id) is not None:
             raise Duplicate
         self._refuse_taken_names(caller)
-        self._touch("caller", caller.key_id)
+        self._touch(CALLER, caller.key_id)
         self._add(tables.Caller, rows.caller_row(caller))
         self._put_generations(tables.CallerGeneration, {caller.key_id: caller.generations})
         self._put_certificate_names(caller)
@@ -456,7 +580,7 @@ class PeeweeWriter(PeeweeReader):
     def replace_caller(self, caller: Caller) -> None:
         """Store the new state of a caller."""
         self._refuse_taken_names(caller)
-        self._touch("caller", caller.key_id)
+        self._touch(CALLER, caller.key_id)
         self._replace(tables.Caller, tables.Caller.caller_id, rows.caller_row(caller))
         self._put_generations(tables.CallerGeneration, {caller.key_id: caller.generations})
         self._put_certificate_names(caller)
@@ -587,7 +711,7 @@ class PeeweeWriter(PeeweeReader):
         table = tables.CallerCertificateName
         stored = set(self._certificate_names([caller.caller_id])[caller.caller_id])
         for name in sorted(stored ^ caller.certificate_names):
-            self._touch("certificate_name", name)
+            self._touch(CERTIFICATE_NAME, name)
         table.delete().where(table.name.in_(sorted(stored - caller.certificate_names))).execute(self._database)
         self._insert(
             table,

@@ -8,6 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import reduce
+from operator import or_
 from typing import Any, TypeVar
 
 import peewee
@@ -17,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from server.store.contract import OutcomeUnknown, StoreUnavailable, deadline_within, seconds_left
+from server.store.contract import News, OutcomeUnknown, StoreUnavailable, deadline_within, seconds_left
 
 T = TypeVar("T")
 
@@ -49,6 +52,9 @@ _CONNECTION = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
+# On which every commit, and every acknowledgement of one, is announced.
+_CHANNEL = "texture_auth"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Any number will do, so long as every migration of this project takes the same.
 _MIGRATION_LOCK = 7_297_004
 
@@ -108,6 +114,8 @@ class PostgresEngine:
         except psycopg.ProgrammingError:
             # Its words may quote a password.
             raise StoreUnavailable("its URL is not one that Postgres's own library understands") from None
+        self._parameters = parameters
+        self._listener: _Connection | None = None
         self.database: Any = _PooledDatabase()
         self._pool: ConnectionPool[_Connection] = ConnectionPool(
             parameters,
@@ -149,8 +157,43 @@ class PostgresEngine:
                 raise
             yield self.database
 
+    @contextmanager
+    def noting(self, *, durable: bool) -> Iterator[peewee.Database]:
+        """Open a transaction for what is no fact, without the write lock. Raises StoreUnavailable."""
+        with self._transaction("BEGIN ISOLATION LEVEL READ COMMITTED") as connection:
+            if not durable:
+                connection.execute("SET LOCAL synchronous_commit = off")
+            yield self.database
+
+    def announce(self, news: News) -> None:
+        """Have `commit` notify the processes that listen (CONSISTENCY rule 9)."""
+        self.database.execute_sql(f"NOTIFY {_CHANNEL}, '{news.name}'")
+
+    def version(self) -> None:
+        """Return nothing: to ask a server takes as long as to read from it."""
+
+    def await_news(self, seconds: float) -> News:
+        """Wait for a notification, on a connection of its own. Raises StoreUnavailable."""
+        try:
+            if self._listener is None:
+                self._listener = self._listening()
+            payloads = {notify.payload for notify in self._listener.notifies(timeout=seconds, stop_after=1)}
+        except psycopg.Error as error:
+            if self._listener is not None:
+                self._listener.close()
+                self._listener = None
+            raise StoreUnavailable(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        return reduce(or_, (news for news in News if news.name in payloads), News(0))
+
+    def now(self) -> datetime:
+        """Return the time by the server's clock, at this instant of the transaction."""
+        ((microseconds,),) = self.database.execute_sql(
+            "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+        ).fetchall()
+        return _EPOCH + timedelta(microseconds=microseconds)
+
     def commit(self) -> None:
-        """Commit what `writing` has opened. Raises OutcomeUnknown where the answer is lost on its way."""
+        """Commit what `writing` or `noting` has opened. Raises OutcomeUnknown where the answer is lost on its way."""
         try:
             self.database.commit()
         except (peewee.OperationalError, peewee.InterfaceError) as error:
@@ -172,6 +215,16 @@ class PostgresEngine:
     def close(self) -> None:
         """Close all connections."""
         self._pool.close()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def _listening(self) -> _Connection:
+        """Return a new connection that is told of announcements."""
+        with deadline_within(CONNECTION_SECONDS):
+            connection = _Connection.connect(self._parameters, autocommit=True)
+            connection.execute(f"LISTEN {_CHANNEL}")
+        return connection
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[_Connection]:

@@ -321,6 +321,20 @@ class Request(Model):
         primary_key = CompositeKey("caller_id", "method", "request_id")
 
 
+class Process(Model):
+    """The processes that decide from memory, for how long each may without hearing, and the revision it has applied."""
+
+    process_id = TextField(primary_key=True)
+    state = TextField()
+    lease = DurationField()
+    acknowledged = BigIntegerField()
+    seen_time = InstantField()
+
+    class Meta:
+        table_name = "process"
+        constraints = (one_of("process_state_known", "state", "live", "fencing"),)
+
+
 # In an order in which they can be created.
 TABLES = (
     Revision,
@@ -337,4 +351,5 @@ TABLES = (
     Event,
     EventEndUser,
     Request,
+    Process,
 )

@@ -10,6 +10,7 @@ from server.store.contract import Store
 from server.store.peewee_store import Engine, PeeweeStore
 from tests.store.promises_of_end_users import EndUserPromises
 from tests.store.promises_of_entities import EntityPromises
+from tests.store.promises_of_followers import FollowerPromises
 from tests.store.promises_of_lists import ListPromises
 from tests.store.promises_of_races import RacePromises
 from tests.store.promises_of_transactions import TransactionPromises
@@ -18,7 +19,13 @@ from tests.store.support import Threads
 
 
 class StoreConformance(
-    EntityPromises, EndUserPromises, TransactionPromises, ListPromises, RacePromises, UpkeepPromises
+    EntityPromises,
+    EndUserPromises,
+    TransactionPromises,
+    ListPromises,
+    RacePromises,
+    UpkeepPromises,
+    FollowerPromises,
 ):
     """Every promise of `server.store.contract`. A subclass gives an engine on a new, migrated, empty database."""
 

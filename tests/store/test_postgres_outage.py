@@ -189,7 +189,7 @@ class TestSilence:
     ) -> None:
         before = name_of(away.store)
         with unavailable_in_time(expected=OutcomeUnknown), away.engine.writing() as database:
-            writer = PeeweeWriter(database)
+            writer = PeeweeWriter(database, away.engine.now)
             writer.replace_workspace(make_workspace(display_name="perhaps"))
             assert writer.finish()
             away.forwarder.lose(lost)

@@ -134,6 +134,7 @@ GOOD: dict[str, Values] = {
         "entity_id": "k",
         "time": 1,
     },
+    "process": {"process_id": "p", "state": "live", "lease": 1, "acknowledged": 1, "seen_time": 1},
 }
 
 # What tells another good row of the table from the first.
@@ -151,6 +152,7 @@ ANOTHER: dict[str, Values] = {
     "event": {"event_id": 2},
     "event_end_user": {"reference_id": "r2"},
     "request": {"request_id": "r2"},
+    "process": {"process_id": "p2"},
 }
 
 
@@ -186,6 +188,7 @@ CHECKS = (
     Bad("connect_link_completed_with_key", "connect_link", {"complete_time": 1}),
     Bad("connect_link_completed_with_key", "connect_link", {"scoped_key_id": "k"}),
     Bad("caller_generation_counts_from_one", "caller_generation", {"number": 0}),
+    Bad("process_state_known", "process", {"state": "dead"}),
     Bad("event_is_about_something", "event", {"after": None}),
 )
 
