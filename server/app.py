@@ -17,8 +17,11 @@ from server.domain.errors import ErrorReason, Refusal
 from server.domain.kinds import Role
 from server.domain.lifecycle import Rotation
 from server.domain.peppers import Peppers
+from server.service.barrier import Barrier
 from server.service.base import Call, Clock, Resources
 from server.service.callers import CallerFields, CallerService
+from server.service.facts import FactCache, SharedClock
+from server.service.following import Follower
 from server.service.housekeeping import PRUNING_SECONDS, Chore, Housekeeper, prune_events
 from server.service.rehashing import REHASH_SECONDS, Rehashing
 from server.settings import PREFIX, Settings
@@ -56,8 +59,9 @@ class Database:
 
 def connections_of(settings: Settings) -> int:
     """Return how many connections to Postgres a server takes at most."""
-    # One for each call that is worked on, one for health and one for housekeeping.
-    return settings.threads + 2
+    # One for each call that is worked on, one for health, one for housekeeping, and one for the follower, which has
+    # another one for itself, outside the pool.
+    return settings.threads + 3
 
 
 def open_database(settings: Settings, *, read_only: bool = False) -> Database:
@@ -124,7 +128,7 @@ def bootstrap(settings: Settings, caller_id: str) -> str:
     database = open_database(settings)
     try:
         _refuse_other_schema(database.engine)
-        callers = CallerService(Resources(database.store, load_peppers(settings), system_clock))
+        callers = CallerService(_resources(settings, database.store, load_peppers(settings), system_clock))
         call = Call(caller_id=BOOTSTRAP_CALLER, method=BOOTSTRAP_CALLER)
         return callers.create_caller(call, caller_id, CallerFields(roles=[Role.OPERATOR])).value.secret
     finally:
@@ -142,10 +146,10 @@ class Listener:
 class App:
     """A server with its store, ready to start."""
 
-    def __init__(self, settings: Settings, clock: Clock = system_clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         """Open the store and make sure that it may be served.
 
-        Raises StartRefused, with what to do; StoreUnavailable.
+        Without a clock, the time is that of the store, which all its processes share. Raises StartRefused, with what to do; StoreUnavailable.
         """
         self._settings = settings
         self._listeners = load_listeners(settings)
@@ -155,7 +159,13 @@ class App:
             for name in migrate(settings):
                 _log.info("migrated", migration=name)
         _refuse_other_schema(self._database.engine)
-        self._resources = Resources(self._database.store, load_peppers(settings), clock)
+        store, shared_clock = self._database.store, SharedClock()
+        if clock is None:
+            clock = system_clock if settings.sqlite_path else shared_clock
+        self._resources = _resources(settings, store, load_peppers(settings), clock)
+        self._follower = None
+        if not settings.sqlite_path:
+            self._follower = Follower(store, self._resources.cache, shared_clock, self._resources.barrier.heard)
         self._rehashing = Rehashing(self._resources)
         self._server = GrpcServer(
             self._resources,
@@ -175,6 +185,8 @@ class App:
         ports = [self._server.listen(listener.address, listener.credentials) for listener in self._listeners]
         hosts = [listener.address.rpartition(":")[0] for listener in self._listeners]
         self.addresses = tuple(f"{host}:{port}" for host, port in zip(hosts, ports, strict=True))
+        if self._follower is not None:
+            self._follower.start()
         self._server.start()
         self._housekeeper.start()
         return ports[0]
@@ -192,8 +204,7 @@ class App:
                 _log.warning("stopped at once")
                 self._server.cut_off()
                 return 1
-        self._housekeeper.stop()
-        self._database.store.close()
+        self._leave()
         _log.info("stopped")
         return 0
 
@@ -205,7 +216,13 @@ class App:
     def stop(self) -> None:
         """Stop at once and let go of everything."""
         self._server.stop()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Let go of the store, now that nothing is answered any more."""
         self._housekeeper.stop()
+        if self._follower is not None:
+            self._follower.stop()
         self._database.store.close()
 
     def _development_operator(self) -> Path:
@@ -228,6 +245,17 @@ class App:
             key = _renewed_key(callers, call)
         _write_secret(path, key + "\n")
         return path
+
+
+def _resources(settings: Settings, store: PeeweeStore, peppers: Peppers, clock: Clock) -> Resources:
+    """Return what the services work with."""
+    cache = FactCache(
+        store,
+        keys=settings.cached_keys,
+        devices=settings.cached_devices,
+        loads=max(1, settings.threads * 3 // 4),
+    )
+    return Resources(store, peppers, clock, cache, Barrier(store))
 
 
 def _chores(settings: Settings, resources: Resources, rehashing: Rehashing) -> list[Chore]:

@@ -76,6 +76,18 @@ class Settings(BaseSettings):
     connections: int = Field(
         default=10_000, ge=1, description="How many connections may be open at once; further ones are closed at once."
     )
+    cached_keys: int = Field(
+        default=100_000,
+        ge=100,
+        le=10_000_000,
+        description="How many customers' keys a process remembers, at about 700 bytes each.",
+    )
+    cached_devices: int = Field(
+        default=100_000,
+        ge=100,
+        le=10_000_000,
+        description="How many devices a process remembers, at about 350 bytes each.",
+    )
     default_deadline_seconds: float = Field(
         default=10.0, gt=0, le=3600, description="The deadline of calls that come without one."
     )

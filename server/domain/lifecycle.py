@@ -31,6 +31,11 @@ class Rotation:
     overlap: timedelta = timedelta()
     force: bool = False
 
+    @property
+    def ends_a_secret(self) -> bool:
+        """Tell whether a secret that was in force is not from then on."""
+        return not self.overlap or self.force
+
 
 def mint_generation(kind: TokenKind, key_id: str, number: int, peppers: Peppers, now: datetime) -> Minted:
     """Make a fresh secret for a key."""

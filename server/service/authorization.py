@@ -13,12 +13,14 @@ from server.domain.decision import Decision, Question, decide
 from server.domain.errors import ErrorReason, Refusal
 from server.domain.explanation import Explanation, explain
 from server.domain.model import Key
+from server.domain.peppers import Peppers
 from server.domain.revision import Revision, decode
 from server.domain.validation import is_device_id
 from server.service.base import Resources, require_key
 from server.service.exposures import ExposureService
+from server.service.facts import Known, Place, not_verifiable, verify
 from server.service.rehashing import Rehashing
-from server.store.contract import Reader, StoreUnavailable
+from server.store.contract import DEVICE, KEY, StoreUnavailable
 
 _log = structlog.get_logger("texture_auth.authorization")
 
@@ -57,40 +59,34 @@ class AuthorizationService:
         What could not be made a question passes through as its refusal. Raises Refusal (REVISION_NOT_VERIFIABLE) for
         the token, StoreUnavailable.
         """
-        key_ids = set()
-        device_ids = set()
+        wanted: dict[Place, None] = {}
         for question in questions:
             if isinstance(question, Question) and question.presented.token is not None:
-                key_ids.add(question.presented.token.public_id)
+                wanted[KEY, question.presented.token.public_id] = None
                 if is_device_id(question.device_id):
-                    device_ids.add(question.device_id)
-        with self._resources.store.read() as reader:
-            revision = _verified_head(reader, at_least_revision)
-            keys = reader.keys(key_ids) if key_ids else {}
-            devices = reader.devices(device_ids) if device_ids else {}
-        now = self._resources.clock()
-        peppers = self._resources.peppers
-        answers: list[Answer | Refusal] = []
-        for question in questions:
-            if isinstance(question, Refusal):
-                answers.append(question)
-                continue
-            token = question.presented.token
-            key = None if token is None else keys.get(token.public_id)
-            try:
-                decision = decide(question, key, devices.get(question.device_id), peppers, now)
-            except Refusal as refusal:
-                answers.append(refusal)
-                continue
-            answers.append(Answer(decision, secrets.token_hex(12), _valid_for(decision, now)))
-            if token is not None and decision.generation is not None:
-                self._rehashing.offer(token, decision.generation)
+                    wanted[DEVICE, question.device_id] = None
+        at_least = _decoded(at_least_revision)
+        peppers, clock = self._resources.peppers, self._resources.clock
+
+        def work(known: Known) -> Answers:
+            now = clock()
+            return Answers(tuple(_answer(question, known, peppers, now) for question in questions), known.revision)
+
+        done = self._resources.cache.decide(wanted, at_least, work)
+        while any(_over(answer, clock()) for answer in done.answers):
+            done = self._resources.cache.decide(wanted, at_least, work)
+        answers = done.answers
+        for question, answer in zip(questions, answers, strict=True):
+            if isinstance(question, Question) and isinstance(answer, Answer):
+                token, generation = question.presented.token, answer.decision.generation
+                if token is not None and generation is not None:
+                    self._rehashing.offer(token, generation)
         try:
             decisions = (answer.decision for answer in answers if isinstance(answer, Answer))
             self._exposures.contain(decisions, caller_id)
         except StoreUnavailable as error:
             _log.warning("exposed keys not dealt with yet", cause=str(error))
-        return Answers(tuple(answers), revision)
+        return done
 
     def explain(
         self, question: Question, api_key: str | None, key_id: str, at_least_revision: str
@@ -100,9 +96,11 @@ class AuthorizationService:
         Returns also how long time alone leaves the answer as it is, and the revision. Nothing is recorded, and no key
         is treated as leaked. Raises Refusal: KEY_NOT_FOUND for the id, REVISION_NOT_VERIFIABLE, PEPPER_UNAVAILABLE.
         """
-        token = question.presented.token
+        token, at_least = question.presented.token, _decoded(at_least_revision)
         with self._resources.store.read() as reader:
-            revision = _verified_head(reader, at_least_revision)
+            if at_least is not None:
+                verify(reader, at_least)
+            revision = reader.head()
             key: Key | None = None
             if api_key is None:
                 key = require_key(reader, key_id)
@@ -120,12 +118,31 @@ def _valid_for(decision: Decision, now: datetime) -> timedelta | None:
     return None if decision.valid_until is None else decision.valid_until - now
 
 
-def _verified_head(reader: Reader, at_least_revision: str) -> Revision:
-    """Return the head of the snapshot, which is always the newest, if the token is of its history."""
-    if at_least_revision:
-        wanted = decode(at_least_revision)
-        if wanted is None or not reader.holds(wanted):
-            raise Refusal(
-                ErrorReason.REVISION_NOT_VERIFIABLE, "at_least_revision: is not a revision of this store's history"
-            )
-    return reader.head()
+def _answer(question: Question | Refusal, known: Known, peppers: Peppers, now: datetime) -> Answer | Refusal:
+    """Answer one question from facts."""
+    if isinstance(question, Refusal):
+        return question
+    token = question.presented.token
+    key = None if token is None else known.value(KEY, token.public_id)
+    try:
+        decision = decide(question, key, known.value(DEVICE, question.device_id), peppers, now)
+    except Refusal as refusal:
+        return refusal
+    return Answer(decision, secrets.token_hex(12), _valid_for(decision, now))
+
+
+def _over(answer: Answer | Refusal, now: datetime) -> bool:
+    """Tell whether time has overtaken an answer since it was made (CONSISTENCY rule 5)."""
+    if isinstance(answer, Refusal) or answer.decision.valid_until is None:
+        return False
+    return now >= answer.decision.valid_until
+
+
+def _decoded(at_least_revision: str) -> Revision | None:
+    """Return the revision of a token, None of an empty one. Raises Refusal (REVISION_NOT_VERIFIABLE)."""
+    if not at_least_revision:
+        return None
+    revision = decode(at_least_revision)
+    if revision is None:
+        raise not_verifiable()
+    return revision

@@ -15,6 +15,8 @@ from server.domain.model import Key, Workspace
 from server.domain.peppers import Peppers
 from server.domain.revision import Revision
 from server.domain.validation import Fields
+from server.service.barrier import AT_ONCE, Barrier, Propagation
+from server.service.facts import FactCache
 from server.service.paging import PageTokens
 from server.store.contract import CarriedOut, Reader, Store, Writer
 
@@ -31,7 +33,8 @@ _FINGERPRINT = "request"
 class Call:
     """Who asked for a change and how: what goes into the event, and what makes a retry safe.
 
-    `fingerprint` tells the request apart from any other; it matters only beside a `request_id`.
+    A change that takes authority away is waited for until no process decides from before it, unless the call is to
+    `return_immediately`. `fingerprint` tells the request apart from any other; it matters only beside a `request_id`.
     """
 
     caller_id: str
@@ -40,6 +43,7 @@ class Call:
     fingerprint: str = ""
     on_behalf_of_key_id: str = ""
     reason: str = ""
+    return_immediately: bool = False
 
     @property
     def origin(self) -> Origin:
@@ -62,20 +66,6 @@ class Call:
         fields = Fields()
         self.check(fields)
         fields.refuse_if_invalid()
-
-
-@dataclass(frozen=True, slots=True)
-class Propagation:
-    """How far a change that takes authority away had reached when its call returned."""
-
-    complete: bool
-    acknowledged: int
-    fenced: int
-    elapsed: timedelta
-
-
-# Every decision reads the store, so what is committed has reached every process.
-AT_ONCE = Propagation(complete=True, acknowledged=0, fenced=0, elapsed=timedelta())
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +100,8 @@ class Resources:
     store: Store
     peppers: Peppers
     clock: Clock
+    cache: FactCache
+    barrier: Barrier
 
     @property
     def page_tokens(self) -> PageTokens:
@@ -122,10 +114,13 @@ class Resources:
         work: Callable[[Writer, datetime], T],
         entity_id: Callable[[T], str],
         again: Callable[[Writer, str, datetime], T],
+        *,
+        narrows: bool = False,
     ) -> Mutation[T]:
         """Do a piece of work under the write lock, once for each request id.
 
-        `again` answers a repeat: it is given the id of what the first time was about. Raises Refusal (FIELD_INVALID)
+        `again` answers a repeat: it is given the id of what the first time was about. Work that `narrows` what anybody
+        may do is waited for, by a repeat as by the first, and also where it found nothing left to do. Raises Refusal (FIELD_INVALID)
         for a request id that was used for another request, and whatever the work raises; then nothing has changed.
         """
         with self.store.write() as writer:
@@ -147,7 +142,10 @@ class Resources:
                         ),
                         forget_before=now - REQUEST_MEMORY,
                     )
-        return Mutation(value, writer.revision, AT_ONCE)
+        propagation = AT_ONCE
+        if narrows:
+            propagation = self.barrier.wait(writer.revision, immediately=call.return_immediately)
+        return Mutation(value, writer.revision, propagation)
 
     def _carried_out(self, writer: Writer, call: Call, now: datetime) -> CarriedOut | None:
         """Return what was carried out under the call's request id, if it is still remembered."""

@@ -13,12 +13,13 @@ from server.domain.errors import ErrorReason, Refusal, invalid
 from server.domain.events import EventType, describe
 from server.domain.kinds import Role
 from server.domain.lifecycle import Rotation
-from server.domain.model import Caller
+from server.domain.model import Caller, Generation
 from server.domain.token import TokenKind, new_id, parse
 from server.domain.validation import Fields
 from server.service.base import Call, Issued, Listing, Mutation, Resources, repeated
+from server.service.facts import Known
 from server.service.rehashing import Rehashing
-from server.store.contract import Duplicate, Reader, Writer
+from server.store.contract import CALLER, CERTIFICATE_NAME, Duplicate, Reader, Writer
 
 UPDATABLE = ("display_name", "roles", "certificate_names")
 
@@ -46,21 +47,20 @@ class CallerService:
             raise Refusal(
                 ErrorReason.CALLER_CREDENTIAL_MALFORMED, "the credential is not a svc key, or has a typing error"
             )
-        with self._resources.store.read() as reader:
-            caller = reader.caller_of_key(token.public_id)
-        generation = None
-        if caller is not None:
-            generation = find_generation(
-                token,
-                caller.generations,
-                self._resources.peppers,
-                self._resources.clock(),
-                ended=caller.revoke_time is not None,
-            )
+        peppers, now = self._resources.peppers, self._resources.clock()
+
+        def recognise(known: Known) -> tuple[Caller | None, Generation | None]:
+            caller: Caller | None = known.value(CALLER, token.public_id)
+            if caller is None:
+                return None, None
+            ended = caller.revoke_time is not None
+            return caller, find_generation(token, caller.generations, peppers, now, ended=ended)
+
+        caller, generation = self._resources.cache.decide([(CALLER, token.public_id)], None, recognise)
         if caller is None or generation is None:
             raise Refusal(ErrorReason.CALLER_CREDENTIAL_UNKNOWN, "there is no such credential")
         _check_live(caller)
-        if generation.retired(self._resources.clock()):
+        if generation.retired(now):
             raise Refusal(
                 ErrorReason.CALLER_CREDENTIAL_RETIRED,
                 "the credential was replaced by a rotation; the caller's new one works",
@@ -75,8 +75,23 @@ class CallerService:
 
         Raises Refusal: CALLER_CERTIFICATE_UNKNOWN, also where its names are those of several callers; CALLER_REVOKED.
         """
-        with self._resources.store.read() as reader:
-            known = reader.callers_of_certificate(names)
+        cache = self._resources.cache
+        key_ids = cache.decide(
+            [(CERTIFICATE_NAME, name) for name in dict.fromkeys(names)],
+            None,
+            lambda known: {known.value(CERTIFICATE_NAME, name) for name in names} - {None},
+        )
+        # Each of them is asked again whether it goes by one of the names: that may have changed in between.
+        known = cache.decide(
+            [(CALLER, key_id) for key_id in key_ids],
+            None,
+            lambda known: [
+                caller
+                for key_id in sorted(key_ids)
+                if (caller := known.value(CALLER, key_id)) is not None
+                and not caller.certificate_names.isdisjoint(names)
+            ],
+        )
         # One that was revoked keeps its names, and says so where nobody else goes by any of them.
         callers = [caller for caller in known if caller.revoke_time is None] or known
         if not callers:
@@ -168,7 +183,7 @@ class CallerService:
                 raise invalid("caller.certificate_names", "must keep at least one, since the caller has no key")
             return after
 
-        return self._change(call, caller_id, change, EventType.CALLER_UPDATED)
+        return self._change(call, caller_id, change, EventType.CALLER_UPDATED, narrows=known != ("display_name",))
 
     def revoke_caller(self, call: Call, caller_id: str) -> Mutation[Caller]:
         """End a caller for good. Raises Refusal (CALLER_NOT_FOUND)."""
@@ -177,6 +192,7 @@ class CallerService:
             caller_id,
             lambda caller, now: lifecycle.revoke_caller(caller, call.reason, now),
             EventType.CALLER_REVOKED,
+            narrows=True,
         )
 
     def rotate_caller_key(self, call: Call, caller_id: str, rotation: Rotation) -> Mutation[Issued[Caller]]:
@@ -192,10 +208,16 @@ class CallerService:
             writer.record([describe(EventType.CALLER_ROTATED, call.origin, before, after, now)])
             return Issued(after, minted.text)
 
-        return self._resources.carry_out(call, work, _id_of_issued, _no_secret_again)
+        return self._resources.carry_out(call, work, _id_of_issued, _no_secret_again, narrows=rotation.ends_a_secret)
 
     def _change(
-        self, call: Call, caller_id: str, change: Callable[[Caller, datetime], Caller], event_type: EventType
+        self,
+        call: Call,
+        caller_id: str,
+        change: Callable[[Caller, datetime], Caller],
+        event_type: EventType,
+        *,
+        narrows: bool,
     ) -> Mutation[Caller]:
         call.refuse_if_invalid()
 
@@ -215,6 +237,7 @@ class CallerService:
             work,
             lambda caller: caller.caller_id,
             lambda writer, again_id, _now: _require_caller(writer, again_id),
+            narrows=narrows,
         )
 
 

@@ -175,7 +175,7 @@ class DeviceService:
             )
             return tuple(moved)
 
-        return self._resources.carry_out(call, work, _no_id, _as_they_are(device_ids))
+        return self._resources.carry_out(call, work, _no_id, _as_they_are(device_ids), narrows=True)
 
     def remove_devices(
         self, call: Call, workspace_id: str, device_ids: Sequence[str], allow_missing: bool
@@ -208,7 +208,7 @@ class DeviceService:
                 )
             return tuple(owned), now
 
-        return self._resources.carry_out(call, work, _no_id, lambda _writer, _id, now: ((), now))
+        return self._resources.carry_out(call, work, _no_id, lambda _writer, _id, now: ((), now), narrows=True)
 
 
 def _require_devices(reader: Reader, workspace_id: str, device_ids: Sequence[str]) -> Mapping[str, Device]:

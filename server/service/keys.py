@@ -40,6 +40,8 @@ UPDATABLE = (
     "redirect_uris",
     "expire_time",
 )
+# Those of them that no decision depends on.
+DESCRIPTIVE = frozenset({"display_name", "description", "labels"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,12 +201,17 @@ class KeyService:
                 _check_not_renewed(before, given.expire_time)
             return replace(before, **values)
 
-        return self._change(call, key_id, change, EventType.KEY_UPDATED, _check_widening)
+        narrows = not DESCRIPTIVE.issuperset(known)
+        return self._change(call, key_id, change, EventType.KEY_UPDATED, _check_widening, narrows=narrows)
 
     def suspend_key(self, call: Call, key_id: str) -> Mutation[Key]:
         """Switch a key off. Raises Refusal: KEY_NOT_FOUND, KEY_IS_REVOKED, ACTOR_*."""
         return self._change(
-            call, key_id, lambda key, now: lifecycle.suspend(key, call.reason, now), EventType.KEY_SUSPENDED
+            call,
+            key_id,
+            lambda key, now: lifecycle.suspend(key, call.reason, now),
+            EventType.KEY_SUSPENDED,
+            narrows=True,
         )
 
     def resume_key(self, call: Call, key_id: str) -> Mutation[Key]:
@@ -214,7 +221,7 @@ class KeyService:
     def revoke_key(self, call: Call, key_id: str) -> Mutation[Key]:
         """End a key for good. Raises Refusal: KEY_NOT_FOUND, ACTOR_*."""
         return self._change(
-            call, key_id, lambda key, now: lifecycle.revoke(key, call.reason, now), EventType.KEY_REVOKED
+            call, key_id, lambda key, now: lifecycle.revoke(key, call.reason, now), EventType.KEY_REVOKED, narrows=True
         )
 
     def rotate_key(self, call: Call, key_id: str, rotation: Rotation) -> Mutation[Issued[Key]]:
@@ -234,7 +241,7 @@ class KeyService:
             writer.record([describe(EventType.KEY_ROTATED, call.origin, before, after, now)])
             return Issued(after, minted.text)
 
-        return self._resources.carry_out(call, work, _id_of_issued, _no_secret_again)
+        return self._resources.carry_out(call, work, _id_of_issued, _no_secret_again, narrows=rotation.ends_a_secret)
 
     def _change(
         self,
@@ -243,6 +250,8 @@ class KeyService:
         change: Callable[[Key, datetime], Key],
         event_type: EventType,
         check: Callable[[Key, Key, Key], None] | None = None,
+        *,
+        narrows: bool = False,
     ) -> Mutation[Key]:
         """Change a key that is already there; `check` compares before and after with the actor, if there is one."""
         call.refuse_if_invalid()
@@ -261,7 +270,11 @@ class KeyService:
             return after
 
         return self._resources.carry_out(
-            call, work, lambda key: key.key_id, lambda writer, again_id, _now: require_key(writer, again_id)
+            call,
+            work,
+            lambda key: key.key_id,
+            lambda writer, again_id, _now: require_key(writer, again_id),
+            narrows=narrows,
         )
 
 

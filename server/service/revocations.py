@@ -74,7 +74,11 @@ class RevocationService:
             return _revocation(found)
 
         return self._resources.carry_out(
-            call, work, lambda done: str(done.count), lambda _writer, count, _now: Revocation(int(count), ())
+            call,
+            work,
+            lambda done: str(done.count),
+            lambda _writer, count, _now: Revocation(int(count), ()),
+            narrows=True,
         )
 
     def _checked(self, call: Call, workspace_id: str, selection: Selection, expected_count: int = 0) -> KeyFilter:

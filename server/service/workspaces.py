@@ -148,7 +148,7 @@ class WorkspaceService:
             return erasure
 
         # A repeat has nothing to take away, and nothing is kept of what the first time did.
-        return self._resources.carry_out(call, work, lambda _: "", lambda _writer, _id, _now: Erasure())
+        return self._resources.carry_out(call, work, lambda _: "", lambda _writer, _id, _now: Erasure(), narrows=True)
 
 
 def _rewrite_events(writer: Writer, end_user: EndUser, pseudonym: str) -> int:

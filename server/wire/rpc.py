@@ -63,4 +63,5 @@ def call_of(request: Message) -> Call:
         fingerprint=fingerprint,
         on_behalf_of_key_id=getattr(request, "on_behalf_of_key_id", ""),
         reason=getattr(request, "reason", ""),
+        return_immediately=getattr(request, "return_immediately", False),
     )
