@@ -149,7 +149,9 @@ class App:
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         """Open the store and make sure that it may be served.
 
-        Without a clock, the time is that of the store, which all its processes share. Raises StartRefused, with what to do; StoreUnavailable.
+        Without a clock, the time is that of the store, which all its processes share.
+
+        Raises StartRefused, with what to do; StoreUnavailable.
         """
         self._settings = settings
         self._listeners = load_listeners(settings)

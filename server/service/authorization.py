@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from server.domain.decision import Decision, Question, decide
-from server.domain.errors import ErrorReason, Refusal
+from server.domain.errors import Refusal
 from server.domain.explanation import Explanation, explain
 from server.domain.model import Key
 from server.domain.peppers import Peppers

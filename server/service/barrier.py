@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -14,6 +15,8 @@ from server.service.facts import boottime
 from server.service.following import fenced_after
 from server.store.contract import Member, Store, StoreUnavailable, seconds_left
 
+# How long a change that takes nothing away is waited for at most.
+SETTLING_SECONDS = 0.25
 # How long the members are left alone between two looks at them, where nothing is heard of them.
 _LOOK_SECONDS = 0.05
 # What of a call's time is left for its answer.
@@ -52,54 +55,87 @@ class Barrier:
             self._news.notify_all()
 
     def wait(self, revision: Revision, *, immediately: bool = False) -> Propagation:
-        """Wait, unless it is to be done `immediately`, until each process has applied a revision, which is committed, or has fenced itself since.
+        """Wait until each process has applied a revision, which is committed, or has fenced itself since.
 
-        Returns what was reached at the call's deadline, if that comes first. Raises StoreUnavailable where the store
-        has lost the revision.
+        With `immediately`, nobody is waited for. Returns what was reached at the call's deadline, if that comes first.
+        Raises StoreUnavailable where the store has lost the revision.
         """
         if self._store.version() is not None:
             return AT_ONCE
         if immediately:
             return Propagation(complete=False, acknowledged=0, fenced=0, elapsed=timedelta())
-        began = self._clock()
-        waiting: dict[str, Member] | None = None
-        acknowledged = fenced = 0
+        return self._wait(revision, math.inf)
+
+    def settle(self, revision: Revision) -> None:
+        """Wait until each process has applied a change that takes nothing away, so that it is of use, but not for long.
+
+        Nothing is promised of it: a process that is slow to hear denies for a little longer.
+        """
+        if self._store.version() is None:
+            self._wait(revision, SETTLING_SECONDS)
+
+    def _wait(self, revision: Revision, longest: float) -> Propagation:
+        roll = _Roll(revision, self._clock())
         while True:
             heard = self._heard
-            elapsed = self._since(began)
-            try:
-                # A later snapshot than the commit: who is not on it has read everything after the commit.
-                with self._store.read() as reader:
-                    members = {member.process_id: member for member in reader.members()}
-                    held = reader.holds(revision)
-            except StoreUnavailable as error:
-                _log.warning("cannot see who has applied a change", cause=str(error))
+            now = self._clock()
+            members = self._members(revision)
+            if members is not None:
+                roll.call(members, now)
+            left = min(seconds_left() - _ANSWER_SECONDS, longest - (self._clock() - roll.began))
+            if roll.complete or left <= 0:
+                return Propagation(
+                    complete=roll.complete,
+                    acknowledged=roll.acknowledged,
+                    fenced=roll.fenced,
+                    elapsed=timedelta(seconds=self._clock() - roll.began),
+                )
+            with self._news:
+                self._news.wait_for(lambda before=heard: self._heard != before, min(left, _LOOK_SECONDS))  # type: ignore[misc]
+
+    def _members(self, revision: Revision) -> Mapping[str, Member] | None:
+        """Return the members in a snapshot that still has the revision; None where the store cannot be asked."""
+        try:
+            with self._store.read() as reader:
+                members = {member.process_id: member for member in reader.members()}
+                held = reader.holds(revision)
+        except StoreUnavailable as error:
+            _log.warning("cannot see who has applied a change", cause=str(error))
+            return None
+        if not held:
+            raise StoreUnavailable("the database has lost the change")
+        return members
+
+
+class _Roll:
+    """Whom a change is waited for, and who of them has been heard of.
+
+    It is made after the commit, and `call`ed with snapshots that began later: who is not in the first of them remembers
+    nothing from before the commit.
+    """
+
+    def __init__(self, revision: Revision, began: float) -> None:
+        self.began = began
+        self.acknowledged = 0
+        self.fenced = 0
+        self._revision = revision
+        self._waiting: dict[str, Member] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Tell whether nobody is waited for any more."""
+        return self._waiting is not None and not self._waiting
+
+    def call(self, members: Mapping[str, Member], now: float) -> None:
+        """Strike off those who have applied the change or have left, and those who have fenced themselves by now."""
+        waiting = members if self._waiting is None else self._waiting
+        still = {}
+        for process_id, first in waiting.items():
+            member = members.get(process_id)
+            if member is None or member.acknowledged >= self._revision.number:
+                self.acknowledged += 1
+            elif now - self.began >= fenced_after(first.lease).total_seconds():
+                self.fenced += 1
             else:
-                if not held:
-                    raise StoreUnavailable("the database has lost the change")
-                waiting = members if waiting is None else waiting
-                for process_id, first in list(waiting.items()):
-                    member = members.get(process_id)
-                    if member is None or member.acknowledged >= revision.number:
-                        acknowledged += 1
-                    elif elapsed >= fenced_after(first.lease):
-                        fenced += 1
-                    else:
-                        continue
-                    del waiting[process_id]
-                if not waiting:
-                    return Propagation(
-                        complete=True, acknowledged=acknowledged, fenced=fenced, elapsed=self._since(began)
-                    )
-            left = seconds_left() - _ANSWER_SECONDS
-            if left <= 0:
-                return Propagation(complete=False, acknowledged=acknowledged, fenced=fenced, elapsed=self._since(began))
-            self._listen(heard, min(left, _LOOK_SECONDS))
-
-    def _since(self, began: float) -> timedelta:
-        return timedelta(seconds=self._clock() - began)
-
-    def _listen(self, heard: int, seconds: float) -> None:
-        """Wait for the next acknowledgement after so many."""
-        with self._news:
-            self._news.wait_for(lambda: self._heard != heard, seconds)
+                still[process_id] = first
+        self._waiting = still

@@ -120,7 +120,10 @@ class Resources:
         """Do a piece of work under the write lock, once for each request id.
 
         `again` answers a repeat: it is given the id of what the first time was about. Work that `narrows` what anybody
-        may do is waited for, by a repeat as by the first, and also where it found nothing left to do. Raises Refusal (FIELD_INVALID)
+        may do is waited for, by a repeat as by the first, and also where it found nothing left to do;
+        other work for a moment, so that what was made is of use at once.
+
+        Raises Refusal (FIELD_INVALID)
         for a request id that was used for another request, and whatever the work raises; then nothing has changed.
         """
         with self.store.write() as writer:
@@ -145,6 +148,8 @@ class Resources:
         propagation = AT_ONCE
         if narrows:
             propagation = self.barrier.wait(writer.revision, immediately=call.return_immediately)
+        else:
+            self.barrier.settle(writer.revision)
         return Mutation(value, writer.revision, propagation)
 
     def _carried_out(self, writer: Writer, call: Call, now: datetime) -> CarriedOut | None:

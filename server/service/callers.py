@@ -79,16 +79,16 @@ class CallerService:
         key_ids = cache.decide(
             [(CERTIFICATE_NAME, name) for name in dict.fromkeys(names)],
             None,
-            lambda known: {known.value(CERTIFICATE_NAME, name) for name in names} - {None},
+            lambda facts: {facts.value(CERTIFICATE_NAME, name) for name in names} - {None},
         )
         # Each of them is asked again whether it goes by one of the names: that may have changed in between.
-        known = cache.decide(
+        known: list[Caller] = cache.decide(
             [(CALLER, key_id) for key_id in key_ids],
             None,
-            lambda known: [
+            lambda facts: [
                 caller
                 for key_id in sorted(key_ids)
-                if (caller := known.value(CALLER, key_id)) is not None
+                if (caller := facts.value(CALLER, key_id)) is not None
                 and not caller.certificate_names.isdisjoint(names)
             ],
         )
@@ -183,7 +183,7 @@ class CallerService:
                 raise invalid("caller.certificate_names", "must keep at least one, since the caller has no key")
             return after
 
-        return self._change(call, caller_id, change, EventType.CALLER_UPDATED, narrows=known != ("display_name",))
+        return self._change(call, caller_id, change, EventType.CALLER_UPDATED, narrows=known != {"display_name"})
 
     def revoke_caller(self, call: Call, caller_id: str) -> Mutation[Caller]:
         """End a caller for good. Raises Refusal (CALLER_NOT_FOUND)."""

@@ -70,6 +70,8 @@ class ExposureService:
             writer.record(
                 describe(EventType.KEY_EXPOSED, origin, finding.before, finding.after, now) for finding in findings
             )
+        # After the transaction, which has taken effect. The answer is a denial whether this is heard of or not.
+        self._resources.barrier.settle(writer.revision)
 
     def _findings(self, reader: Reader, exposed: Mapping[str, set[int]], now: datetime) -> list[_Finding]:
         findings = []

@@ -194,7 +194,7 @@ class FactCache:
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """How many entities of each kind are remembered; those that do not exist under the kind with `absent_` before."""
+        """How many entities of each kind are remembered, and not to exist under the kind with `absent_` before."""
         sizes = {kind: len(shelf.facts) for kind, shelf in self._known.items()}
         return sizes | {f"absent_{kind}": len(shelf.facts) for kind, shelf in self._absent.items()}
 

@@ -180,7 +180,7 @@ class Follower:
             if not self._failing:
                 _log.warning("cannot follow", cause=str(error))
             self._failing = True
-        except Exception:
+        except Exception:  # noqa: BLE001 - a follower that dies leaves its process to read everything for ever
             _log.exception("cannot follow")
         else:
             self._failing = False

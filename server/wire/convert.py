@@ -32,7 +32,7 @@ from server.domain.model import Caller, Device, Generation, Key, KeyState, Works
 from server.domain.reasons import OUTCOMES, Reason
 from server.domain.validation import Fields
 from server.service.authorization import Answer
-from server.service.base import Propagation
+from server.service.barrier import Propagation
 from server.service.connect import LinkView
 
 
