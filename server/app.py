@@ -85,8 +85,9 @@ def migrate(settings: Settings) -> tuple[str, ...]:
     engine = open_database(settings).engine
     engine.create()
     try:
-        refuse_newer(schema.inspect(engine))
-        return schema.migrate(engine)
+        state = schema.inspect(engine)
+        refuse_newer(state)
+        return schema.migrate(engine) if state.pending else ()
     finally:
         engine.close()
 
@@ -160,7 +161,8 @@ class App:
         if settings.development:
             for name in migrate(settings):
                 _log.info("migrated", migration=name)
-        _refuse_other_schema(self._database.engine)
+        else:
+            _refuse_other_schema(self._database.engine)
         store, shared_clock = self._database.store, SharedClock()
         if clock is None:
             clock = system_clock if settings.sqlite_path else shared_clock
