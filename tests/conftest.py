@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.harness import Service, running_service
+from tests.harness import Service, first_start, prepare, running_service, untraced
+from tests.lending import Lender
 from tests.postgres import Postgres, running_postgres
 
 
@@ -20,17 +22,36 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 def postgres_url(postgres: Postgres) -> Iterator[str]:
-    """A migrated database of the test's own."""
+    """A migrated database of the test's own, for those that alter it, or do not leave it in order."""
     url = postgres.new_database()
     yield url
     postgres.drop(url)
 
 
+@pytest.fixture(scope="session")
+def databases(postgres: Postgres) -> Iterator[Lender[None]]:
+    """Migrated databases on Postgres, which are empty."""
+    with closing(Lender(postgres, lambda _: None)) as lender:
+        yield lender
+
+
+@pytest.fixture(scope="session")
+def started_databases(postgres: Postgres) -> Iterator[Lender[Mapping[str, bytes]]]:
+    """Databases on Postgres as the first start of a development server leaves them, with the files that it makes."""
+    with closing(Lender(postgres, first_start)) as lender:
+        yield lender
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
     """A server of the test's own, on a database of its own: once on each kind."""
-    settings = {}
-    if request.param == "postgres":
-        settings["database"] = request.getfixturevalue("postgres_url")
-    with running_service(tmp_path, **settings) as running:
-        yield running
+    if request.param == "sqlite":
+        with running_service(tmp_path) as running:
+            yield running
+        return
+    lender: Lender[Mapping[str, bytes]] = request.getfixturevalue("started_databases")
+    # What the same test covers on SQLite is covered; the conformance suite covers what is peculiar to Postgres.
+    with untraced(), lender.lend() as database:
+        prepare(tmp_path, database.prepared)
+        with running_service(tmp_path, database=database.url) as running:
+            yield running

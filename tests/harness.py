@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +29,8 @@ from texture.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 
 from server.app import App
 from server.settings import Settings
+
+_DATABASE = "texture-auth.db"
 
 
 class TurnedClock:
@@ -110,30 +114,49 @@ class Service:
         return self.client(self.operator.callers.CreateCaller(request).caller_key)
 
 
-@cache
-def _first_start() -> dict[str, bytes]:
-    """Return the files that the first start of a development server makes, by name: each test begins with a copy."""
+def first_start(database: str = "") -> Mapping[str, bytes]:
+    """Start a development server for the first time, and return the files that it makes, by name.
+
+    On SQLite the database is among them.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(
-            development=True, database=f"sqlite:{folder}/texture-auth.db", development_folder=Path(folder)
-        )
+        chosen = database or f"sqlite:{folder}/{_DATABASE}"
+        settings = Settings(development=True, database=chosen, development_folder=Path(folder))
         App(settings, TurnedClock()).stop()
         return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
 
 
-def _prepare(folder: Path) -> None:
-    for name, content in _first_start().items():
+# Each test on SQLite begins with a copy.
+_first_start_on_sqlite = cache(first_start)
+
+
+def prepare(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put files into a folder where none of them is."""
+    for name, content in files.items():
         with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(content)
 
 
 @contextmanager
+def untraced() -> Iterator[None]:
+    """Measure no coverage in this thread nor in those that start meanwhile: it doubles the time that a test takes."""
+    here, in_threads = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(here)
+        threading.settrace(in_threads)
+
+
+@contextmanager
 def running_service(folder: Path, **settings: Any) -> Iterator[Service]:
     """Run a development server in `folder`: on SQLite there, unless the settings name another database."""
-    database = folder / "texture-auth.db"
+    database = folder / _DATABASE
     clock = TurnedClock()
     if not any(folder.iterdir()) and settings.keys().isdisjoint({"database", "peppers", "peppers_file", "development"}):
-        _prepare(folder)
+        prepare(folder, _first_start_on_sqlite())
     chosen = {
         "development": True,
         "database": f"sqlite:{database}",

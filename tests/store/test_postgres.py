@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from server.store.postgres import PostgresEngine
+from tests.lending import Lender
 from tests.store.conformance import StoreConformance
 from tests.store.support import Threads
 
@@ -13,9 +16,10 @@ class TestPostgres(StoreConformance):
     """Every promise holds on Postgres."""
 
     @pytest.fixture
-    def engine(self, postgres_url: str) -> PostgresEngine:
-        """Return the engine of a new database."""
-        return PostgresEngine(postgres_url, 20)
+    def engine(self, databases: Lender[None]) -> Iterator[PostgresEngine]:
+        """Give the engine of an empty database."""
+        with databases.lend() as database:
+            yield PostgresEngine(database.url, 20)
 
     @pytest.fixture
     def threads(self) -> Threads:

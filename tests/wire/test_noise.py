@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from server.domain.errors import ErrorReason
 from server.domain.token import holds_token
-from tests.harness import Service, as_refused, running_service
+from tests.harness import Service, as_refused, running_service, untraced
 from tests.wire.helpers import make_key, make_workspace, reason_for
 from tests.wire.noise import Known, damaged, noise, populate, put_noise
 from tests.wire.rpcs import METHODS, new_message, parts, short, valid_request
@@ -46,10 +46,12 @@ EACH_METHOD = pytest.mark.parametrize("method", METHODS, ids=short)
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def noisy(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Service]:
     """A server for all tests of this module, on each kind of database."""
-    chosen = {}
-    if request.param == "postgres":
-        chosen["database"] = request.getfixturevalue("postgres").new_database()
-    with running_service(tmp_path_factory.mktemp("noise"), **chosen) as service:
+    folder = tmp_path_factory.mktemp("noise")
+    if request.param == "sqlite":
+        with running_service(folder) as service:
+            yield service
+        return
+    with untraced(), running_service(folder, database=request.getfixturevalue("postgres").new_database()) as service:
         yield service
 
 
