@@ -39,11 +39,19 @@ NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 ASIDE = "texture-auth.db.before-20300101T120000Z"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the store that a development server was stopped on, with a workspace in it."""
-    with serving(tmp_path) as server, client(server) as calling:
+    folder = tmp_path_factory.mktemp("stopped")
+    with serving(folder) as server, client(server) as calling:
         create_workspace(calling)
+    return folder
+
+
+@pytest.fixture
+def folder(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of such a folder."""
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -17,6 +17,8 @@ from texture.auth.v1 import caller_service_pb2 as pb
 from texture.auth.v1 import workspace_service_pb2
 from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER, ROLE_KEY_ADMIN, Role
 
+from server import app
+from server.settings import Settings
 from server.wire.tls import certificate_names
 from tests.harness import Client, as_refused
 from tests.operate.certificates import Authority, Certificate
@@ -67,12 +69,12 @@ def place(tmp_path: Path) -> Place:
     peppers.write_text(f"p1 {'ab' * 32}\n")
     (tmp_path / "servers").mkdir()
     (tmp_path / "clients").mkdir()
-    assert run(tmp_path, "migrate", "--database", "sqlite:auth.db").returncode == 0
-    done = run(tmp_path, "bootstrap", "--database", "sqlite:auth.db", "--peppers-file", "peppers")
-    assert done.returncode == 0
+    settings = Settings(database=f"sqlite:{tmp_path / 'auth.db'}", peppers_file=peppers)
+    app.migrate(settings)
+    operator_key = app.bootstrap(settings, "operator")
     authority = Authority(tmp_path / "servers")
     certificate = authority.issue("server", hosts=["localhost", "127.0.0.1"])
-    return Place(tmp_path, done.stdout.strip(), authority, Authority(tmp_path / "clients"), certificate)
+    return Place(tmp_path, operator_key, authority, Authority(tmp_path / "clients"), certificate)
 
 
 @contextmanager
