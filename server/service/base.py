@@ -115,16 +115,18 @@ class Resources:
         entity_id: Callable[[T], str],
         again: Callable[[Writer, str, datetime], T],
         *,
+        over: Callable[[], bool] = lambda: True,
         narrows: bool = False,
     ) -> Mutation[T]:
         """Do a piece of work under the write lock, once for each request id.
 
-        `again` answers a repeat: it is given the id of what the first time was about. Work that `narrows` what anybody
-        may do is waited for, by a repeat as by the first, and also where it found nothing left to do;
-        other work for a moment, so that what was made is of use at once.
+        `again` answers a repeat: it is given the id of what the first time was about. Work that says that it is not
+        `over` is not remembered, and so is done again by a repeat. Work that `narrows` what anybody may do is waited
+        for, by a repeat as by the first time, and also where nothing was left to do; other work for a moment, so that
+        what was made is of use at once.
 
-        Raises Refusal (FIELD_INVALID)
-        for a request id that was used for another request, and whatever the work raises; then nothing has changed.
+        Raises Refusal (FIELD_INVALID) for a request id that was used for another request, and whatever the work raises;
+        then nothing has changed.
         """
         with self.store.write() as writer:
             now = self.clock()
@@ -133,7 +135,7 @@ class Resources:
                 value = again(writer, earlier.entity_id, now)
             else:
                 value = work(writer, now)
-                if call.request_id:
+                if call.request_id and over():
                     writer.remember(
                         CarriedOut(
                             caller_id=call.caller_id,
@@ -146,6 +148,8 @@ class Resources:
                         forget_before=now - REQUEST_MEMORY,
                     )
         propagation = AT_ONCE
+        if not over():
+            return Mutation(value, writer.revision, propagation)
         if narrows:
             propagation = self.barrier.wait(writer.revision, immediately=call.return_immediately)
         else:

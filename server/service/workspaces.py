@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -15,13 +16,15 @@ from server.domain.model import Workspace
 from server.domain.token import new_id
 from server.domain.validation import LONGEST_LINK_LIFETIME, LONGEST_SCOPED_KEY_LIFETIME, Fields
 from server.service.base import Call, Listing, Mutation, Resources, actor_of, require_workspace
-from server.store.contract import Cursor, Duplicate, Writer
+from server.store.contract import Duplicate, Writer
 
 DEFAULT_SCOPED_KEY_LIFETIME = timedelta(days=365)
 DEFAULT_LINK_LIFETIME = timedelta(hours=4)
 
-# How many events of an end user are held in memory at once.
-_EVENTS_AT_ONCE = 500
+# How many events of an end user one transaction rewrites, so that no writer waits long for it, and for how long others
+# have their turn before the next one.
+EVENTS_AT_ONCE = 200
+TURN_SECONDS = 0.02
 
 UPDATABLE = ("display_name", "redirect_uris", "exposure_policy", "scoped_key_lifetime", "connect_link_lifetime")
 
@@ -122,46 +125,73 @@ class WorkspaceService:
     def erase_end_user(self, call: Call, workspace_id: str, reference_id: str) -> Mutation[Erasure]:
         """Delete what an end user has, and leave a pseudonym of them in the events.
 
-        Nobody is told the pseudonym beside the person's name. Raises Refusal: FIELD_INVALID, WORKSPACE_NOT_FOUND,
-        ACTOR_*.
+        Nobody is told the pseudonym beside the person's name. What they have goes first and at once, the name from the
+        events in portions: whatever ends the call in between, another one does the rest. Raises Refusal: FIELD_INVALID,
+        WORKSPACE_NOT_FOUND, ACTOR_*.
         """
         fields = Fields()
         call.check(fields)
         fields.required("workspace_id", workspace_id)
         fields.visible("reference_id", reference_id)
         fields.refuse_if_invalid()
-        end_user = EndUser(workspace_id, reference_id)
-
-        def work(writer: Writer, now: datetime) -> Erasure:
-            require_workspace(writer, workspace_id)
-            actor_of(writer, call, workspace_id, Permission.KEYS_MANAGE, now)
-            pseudonym = new_pseudonym()
-            removed = writer.remove_end_user(end_user)
-            erasure = Erasure(
-                devices_removed=removed.devices,
-                keys_removed=removed.keys,
-                connect_links_removed=removed.connect_links,
-                events_rewritten=_rewrite_events(writer, end_user, pseudonym),
+        erasing = _Erasing(call, EndUser(workspace_id, reference_id))
+        while True:
+            done = self._resources.carry_out(
+                call, erasing.go_on, lambda _: "", erasing.repeat, over=lambda: erasing.over, narrows=True
             )
-            if erasure != Erasure():
-                writer.record([describe_erasure(call.origin, workspace_id, pseudonym, erasure, now)])
-            return erasure
-
-        # A repeat has nothing to take away, and nothing is kept of what the first time did.
-        return self._resources.carry_out(call, work, lambda _: "", lambda _writer, _id, _now: Erasure(), narrows=True)
+            if erasing.over:
+                return done
+            give_way()
 
 
-def _rewrite_events(writer: Writer, end_user: EndUser, pseudonym: str) -> int:
-    """Put a pseudonym in place of an end user in every event, and return how many there were."""
-    rewritten = 0
-    after: Cursor | None = None
-    while True:
-        page = writer.list_end_user_events(end_user, after, _EVENTS_AT_ONCE)
-        writer.replace_events(without(event, end_user, pseudonym) for event in page.rows)
-        rewritten += len(page.rows)
-        after = page.next
-        if after is None:
-            return rewritten
+def give_way() -> None:
+    """Let other writers have their turn."""
+    time.sleep(TURN_SECONDS)
+
+
+class _Erasing:
+    """The erasure of an end user: what they have goes first, then their name, from one portion of events at a time."""
+
+    def __init__(self, call: Call, end_user: EndUser) -> None:
+        self._call = call
+        self._end_user = end_user
+        self._pseudonym = new_pseudonym()
+        self._erased: Erasure | None = None
+        self._last_event_id = 0
+        self.over = False
+
+    def go_on(self, writer: Writer, now: datetime) -> Erasure:
+        """Do the next portion, and return what all of them erase."""
+        erased = self._erased = self._erased or self._begin(writer, now)
+        page = writer.list_end_user_events(self._end_user, None, EVENTS_AT_ONCE)
+        # Those that are later are of somebody who has come back.
+        theirs = [event for event in page.rows if (event.event_id or 0) <= self._last_event_id]
+        writer.replace_events(without(event, self._end_user, self._pseudonym) for event in theirs)
+        self.over = page.next is None or len(theirs) < len(page.rows)
+        return erased
+
+    def repeat(self, _writer: Writer, _id: str, _now: datetime) -> Erasure:
+        """Take nothing away; and nothing is kept of what the first time did."""
+        self.over = True
+        return Erasure()
+
+    def _begin(self, writer: Writer, now: datetime) -> Erasure:
+        """Take away what they have, so that nothing of it is used any more, and record how much it was."""
+        workspace_id = self._end_user.workspace_id
+        require_workspace(writer, workspace_id)
+        actor_of(writer, self._call, workspace_id, Permission.KEYS_MANAGE, now)
+        event_ids = writer.end_user_event_ids(self._end_user)
+        self._last_event_id = max(event_ids, default=0)
+        removed = writer.remove_end_user(self._end_user)
+        erased = Erasure(
+            devices_removed=removed.devices,
+            keys_removed=removed.keys,
+            connect_links_removed=removed.connect_links,
+            events_rewritten=len(event_ids),
+        )
+        if erased != Erasure():
+            writer.record([describe_erasure(self._call.origin, workspace_id, self._pseudonym, erased, now)])
+        return erased
 
 
 def _id(workspace: Workspace) -> str:

@@ -238,6 +238,9 @@ class Reader(Protocol):
     def list_end_user_events(self, end_user: EndUser, after: Cursor | None, limit: int) -> Page[Event]:
         """List the events that hold this end user, before the change or after it, oldest first."""
 
+    def end_user_event_ids(self, end_user: EndUser) -> Sequence[int]:
+        """Return the ids of the events that hold this end user, in no order."""
+
     def newest_event_time(self) -> datetime | None:
         """Return the time of the event that was recorded last; None where there is none."""
 

@@ -352,6 +352,11 @@ class PeeweeReader:
         query = table.select().where(table.event_id.in_(index.select(index.event_id).where(_of(index, end_user))))
         return self._page(query, (table.event_id, table.subject_id), after, limit, _each(rows.to_event))
 
+    def end_user_event_ids(self, end_user: EndUser) -> Sequence[int]:
+        """Return the ids of the events that hold an end user."""
+        index = tables.EventEndUser
+        return [row["event_id"] for row in self._rows(index.select(index.event_id).where(_of(index, end_user)))]
+
     def newest_event_time(self) -> datetime | None:
         """Return the time of the newest event."""
         row = self._first(tables.Event.select(tables.Event.event_time).order_by(tables.Event.event_id.desc()))

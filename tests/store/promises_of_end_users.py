@@ -67,6 +67,8 @@ def events_of(store: Store, end_user: EndUser, limit: int = 2) -> list[Event]:
     found = read_all(store, lambda reader, after: reader.list_end_user_events(end_user, after, limit))
     ids = [event.event_id or 0 for event in found]
     assert ids == sorted(set(ids))
+    with store.read() as reader:
+        assert sorted(reader.end_user_event_ids(end_user)) == ids
     return [replace(event, event_id=None) for event in found]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import grpc
@@ -13,6 +14,8 @@ from texture.auth.v1 import workspace_service_pb2 as pb
 from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER, ROLE_CONNECT, ROLE_DEVICES, ROLE_KEY_ADMIN
 from texture.auth.v1.key_pb2 import KEY_KIND_SCOPED, Key
 
+from server.service import workspaces
+from server.store.contract import StoreUnavailable
 from tests.harness import Client, Service, refused
 from tests.wire.helpers import count_rows, current_revision, events_of, update_key
 from tests.wire.links_helpers import (
@@ -193,6 +196,69 @@ class TestWhatIsGone:
         erase(operator)
         before = stored(service)
         assert refused(operator.connect.CompleteConnectLink, request).reason == "CONNECT_LINK_NOT_FOUND"
+        assert stored(service) == before
+
+
+class TestInPortions:
+    """Whoever has many events is erased in several transactions: these tests make every two events a portion."""
+
+    @pytest.fixture(autouse=True)
+    def _small_portions(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(workspaces, "EVENTS_AT_ONCE", 2)
+
+    def test_others_write_in_between_and_find_nothing_that_was_theirs(
+        self, service: Service, operator: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        key = live(service)
+        turns: list[tuple[str, list[str]]] = []
+
+        def give_way() -> None:
+            create_workspace(operator, f"between-{len(turns)}")
+            turns.append((reason(operator, key.api_key), listed(operator)))
+
+        monkeypatch.setattr(workspaces, "give_way", give_way)
+
+        answer = erase(operator)
+
+        assert len(turns) == (answer.events_rewritten - 1) // 2
+        assert turns == [("KEY_UNKNOWN", [])] * len(turns)
+        assert places_of(service, ALICE) == []
+        assert len({event["subject_id"] for event in events(service) if event["type"] == "end_user.erased"}) == 1
+
+    def test_one_who_comes_back_in_between_is_somebody_new(
+        self, service: Service, operator: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        register(operator, ALICE, *(f"old-{number}" for number in range(5)))
+        numbers = count()
+        monkeypatch.setattr(workspaces, "give_way", lambda: register(operator, ALICE, f"new-{next(numbers)}"))
+
+        assert counts(erase(operator)) == (5, 0, 0, 5)
+
+        assert sorted(listed(operator)) == ["new-0", "new-1"]
+        assert [event["subject_id"] for event in events(service) if ALICE in str(event)] == ["new-0", "new-1"]
+
+    @pytest.mark.parametrize("request_id", ["first", "second", ""])
+    def test_one_that_was_interrupted_is_finished_by_a_repeat(
+        self, service: Service, operator: Client, monkeypatch: pytest.MonkeyPatch, request_id: str
+    ) -> None:
+        key = live(service)
+
+        def fail() -> None:
+            raise StoreUnavailable("away")
+
+        with monkeypatch.context() as interrupted:
+            interrupted.setattr(workspaces, "give_way", fail)
+            assert refused(erase, operator, request_id="first").code is grpc.StatusCode.UNAVAILABLE
+        assert reason(operator, key.api_key) == "KEY_UNKNOWN"
+        assert listed(operator) == []
+        left = len([event for event in events(service) if ALICE in str(event)])
+        assert left > 0
+
+        assert counts(erase(operator, request_id=request_id)) == (0, 0, 0, left)
+
+        assert places_of(service, ALICE) == []
+        before = stored(service)
+        assert counts(erase(operator, request_id=request_id)) == (0, 0, 0, 0)
         assert stored(service) == before
 
 

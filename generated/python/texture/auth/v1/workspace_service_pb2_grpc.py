@@ -112,12 +112,16 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseEndUser(self, request, context):
-        """Erases an end user of a workspace: a request to be forgotten. All or none: their devices are removed, their Connect
-        links, however they ended, and their scoped keys are deleted, and every event that holds them holds a pseudonym
+        """Erases an end user of a workspace: a request to be forgotten. Their devices are removed, their Connect links, however
+        they ended, and their scoped keys are deleted, all or none, and every event that holds them holds a pseudonym
         instead, `erased:` and a random id, the same in all of them and written down beside no name. With the name go the
         display name, description and labels of their keys and the `client_state` of their links; an `end_user.erased` event
         is recorded about the pseudonym. A presented key of theirs is then KEY_UNKNOWN, a link token CONNECT_LINK_NOT_FOUND;
         a device may be registered anew, by anybody.
+
+        Of somebody with thousands of events these are rewritten last, in portions, so that other changes need not wait. A
+        call that fails may have erased a part: repeat it, with the same `request_id` or without, until it succeeds. What is
+        left for a repeat is counted by that, recorded as an erasure of its own, and gets a pseudonym of its own.
 
         What stays: an end user of another workspace, whatever they are called, even in the event of a device that went from
         one to the other; device, key and link ids; and what people wrote in free text, the `reason` of events (and the
