@@ -58,10 +58,10 @@ class Database:
 
 
 def connections_of(settings: Settings) -> int:
-    """Return how many connections to Postgres a server takes at most."""
-    # One for each call that is worked on, one for health, one for housekeeping, and one for the follower, which has
-    # another one for itself, outside the pool.
-    return settings.threads + 3
+    """Return how many connections to Postgres a server takes at most; of several workers, each."""
+    # One for each call that is worked on, one for health, one for housekeeping, and two for following: to read, and to
+    # listen.
+    return settings.threads + 4
 
 
 def open_database(settings: Settings, *, read_only: bool = False) -> Database:
@@ -147,8 +147,8 @@ class Listener:
 class App:
     """A server with its store, ready to start."""
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
-        """Open the store and make sure that it may be served.
+    def __init__(self, settings: Settings, clock: Clock | None = None, *, shares_port: bool = False) -> None:
+        """Open the store and make sure that it may be served; a worker of a group shares its port with the others.
 
         Without a clock, the time is that of the store, which all its processes share.
 
@@ -174,12 +174,13 @@ class App:
         self._server = GrpcServer(
             self._resources,
             self._rehashing,
-            _limits(settings),
+            replace(_limits(settings), shares_port=shares_port),
             open_reflection=settings.development,
             log_allow_sample=settings.log_allow_sample_or_default,
         )
         self._housekeeper = Housekeeper(_chores(settings, self._resources, self._rehashing))
-        self.operator_key_file = self._development_operator() if settings.development else None
+        if settings.operator_key_file is not None:
+            self._provide_operator(settings.operator_key_file)
 
     def start(self) -> int:
         """Listen and serve, and return the port. Raises AddressTaken.
@@ -212,6 +213,10 @@ class App:
         _log.info("stopped")
         return 0
 
+    def retire(self) -> None:
+        """Have health say NOT_SERVING from now on, and serve as before."""
+        self._server.retire()
+
     def drain(self) -> Callable[[float], bool]:
         """Refuse new calls and let those in flight finish; the returned function waits and tells whether it is over."""
         self._housekeeper.drain()
@@ -229,9 +234,8 @@ class App:
             self._follower.stop()
         self._database.store.close()
 
-    def _development_operator(self) -> Path:
-        """Return the file with the key of the development operator, making or renewing the key where there is none."""
-        path = self._settings.folder / "operator.key"
+    def _provide_operator(self, path: Path) -> None:
+        """See that the file holds the key of the development operator, making or renewing it where it does not."""
         callers = CallerService(self._resources)
         if path.exists():
             try:
@@ -239,7 +243,7 @@ class App:
             except Refusal:
                 pass  # of another database: renewed below
             else:
-                return path
+                return
         call = Call(caller_id=BOOTSTRAP_CALLER, method=BOOTSTRAP_CALLER)
         try:
             key = callers.create_caller(call, DEVELOPMENT_CALLER, CallerFields(roles=[Role.OPERATOR])).value.secret
@@ -248,7 +252,6 @@ class App:
                 raise
             key = _renewed_key(callers, call)
         _write_secret(path, key + "\n")
-        return path
 
 
 def _resources(settings: Settings, store: PeeweeStore, peppers: Peppers, clock: Clock) -> Resources:

@@ -196,9 +196,9 @@ def _postgres(settings: Settings, found: PostgresCondition) -> Iterator[Finding]
             f"{name} is off: a revocation that was acknowledged may be lost when its server fails",
             f"turn {name} on, for this database at least",
         )
-    needed = app.connections_of(settings)
+    needed = settings.workers * app.connections_of(settings)
     if found.room < needed:
-        to_do = f"raise max_connections, or lower {PREFIX}THREADS"
+        to_do = f"raise max_connections, or lower {PREFIX}THREADS or {PREFIX}WORKERS"
         text = f"its server admits {found.room} connections, and one of these servers takes up to {needed}"
         yield _warning("database", text, to_do)
     else:

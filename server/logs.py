@@ -38,8 +38,11 @@ class _Steadfast:
             self._file.flush()
 
 
-def configure(log_format: str, level: str) -> None:
-    """Set up logging for the process: `json` for machines or `console` for people."""
+def configure(log_format: str, level: str, worker: int | str | None = None) -> None:
+    """Set up logging for the process: `json` for machines or `console` for people.
+
+    Of several processes that write to one file each line names the `worker`, and is written at once.
+    """
     renderer: structlog.types.Processor
     exceptions: list[structlog.types.Processor] = []
     if log_format == "json":
@@ -55,8 +58,12 @@ def configure(log_format: str, level: str) -> None:
         """Render a line, and take out whatever still looks like a key: the last line of defence, not the first."""
         return redact(str(renderer(logger, name, event)))
 
+    def named(_logger: object, _name: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        return event if worker is None else {"worker": worker, **event}
+
     structlog.configure(
         processors=[
+            named,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *exceptions,

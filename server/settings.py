@@ -66,6 +66,13 @@ class Settings(BaseSettings):
     insecure_plaintext: bool = Field(
         default=False, description="Serve without TLS, where something else protects the connection."
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="How many processes serve on the same port, each with so many THREADS, a QUEUE and CONNECTIONS of "
+        "its own; with more than one, a supervisor keeps them going.",
+    )
     threads: int = Field(default=8, ge=1, le=256, description="How many calls are worked on at once.")
     queue: int = Field(
         default=128,
@@ -172,6 +179,11 @@ class Settings(BaseSettings):
         if self.development_folder is not None:
             return self.development_folder
         return self.sqlite_path.parent if self.sqlite_path is not None else Path("var")
+
+    @property
+    def operator_key_file(self) -> Path | None:
+        """Where a server in development keeps the key of its operator, None for any other."""
+        return self.folder / "operator.key" if self.development else None
 
     @property
     def database_name(self) -> str:

@@ -12,12 +12,13 @@ from typing import Any
 
 import click
 
-from server import app, logs
+from server import app, logs, supervisor
 from server.cli.client import REFUSED, UNAVAILABLE, fail
 from server.domain.errors import Refusal
 from server.settings import Settings, SettingsInvalid, load
 from server.store.contract import StoreUnavailable
 from server.wire.server import AddressTaken
+from server.worker import Line, worker_number
 
 FLAGS: dict[str, Any] = {
     "database": None,
@@ -30,6 +31,7 @@ FLAGS: dict[str, Any] = {
     "tls_client_ca": click.Path(path_type=Path),
     "tls_client_listen": None,
     "insecure_plaintext": bool,
+    "workers": int,
     "threads": int,
     "queue": int,
     "connections": int,
@@ -72,28 +74,53 @@ def load_settings(**flags: Any) -> Settings:
 @click.command()
 @settings_options(*FLAGS)
 def serve(**flags: Any) -> None:
-    """Serve until SIGTERM or SIGINT; a second one stops at once."""
+    """Serve until SIGTERM or SIGINT; a second one stops at once. SIGHUP replaces workers, where there are several."""
     settings = load_settings(**flags)
-    logs.configure(settings.log_format or ("console" if settings.development else "json"), settings.log_level)
+    number = worker_number()
+    if number is None and settings.workers > 1:
+        _configure_log(settings, "supervisor")
+        leave(_supervise(settings))
+    _configure_log(settings, number)
     signals = app.Signals()
     try:
-        running = app.App(settings)
+        line = None if number is None else Line()
+        settings = settings if line is None else line.settings(settings)
+        running = app.App(settings, shares_port=line is not None)
         running.start()
-    except (app.StartRefused, AddressTaken, Refusal) as error:
+    except (app.StartRefused, AddressTaken, Refusal, SettingsInvalid) as error:
         fail(str(error), REFUSED)
     except StoreUnavailable as error:
         fail(
             f"the database {settings.database_name} cannot be asked: {error}; 'texture-auth migrate' makes a new one",
             UNAVAILABLE,
         )
-    address, *demanding = running.addresses
-    if running.operator_key_file is not None:
-        click.echo(_next_steps(address, settings, running.operator_key_file))
+    if line is None:
+        _announce(settings, *running.addresses)
+    else:
+        line.serving(running.retire)
+    code = running.run_until_signalled(signals)
+    leave(code)
+
+
+def _configure_log(settings: Settings, worker: int | str | None) -> None:
+    logs.configure(settings.log_format or ("console" if settings.development else "json"), settings.log_level, worker)
+
+
+def _supervise(settings: Settings) -> int:
+    """Have several workers serve until a signal, and return the exit code."""
+    try:
+        with supervisor.reserved(settings) as addresses:
+            return supervisor.Supervisor(settings, addresses, lambda: _announce(settings, *addresses.values())).run()
+    except AddressTaken as error:
+        fail(str(error), REFUSED)
+
+
+def _announce(settings: Settings, address: str, *demanding: str) -> None:
+    if settings.operator_key_file is not None:
+        click.echo(_next_steps(address, settings, settings.operator_key_file))
     else:
         also = f" and, for callers with certificates, on {demanding[0]}" if demanding else ""
         click.echo(f"texture-auth is serving on {address}{also}", err=True)
-    code = running.run_until_signalled(signals)
-    leave(code)
 
 
 def leave(code: int) -> None:

@@ -43,12 +43,16 @@ _LOOK_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much a server takes on at once. See the settings of the same names."""
+    """How much a server takes on at once. See the settings of the same names.
+
+    `shares_port` is for a worker of a group, whose supervisor sees that nobody else takes the port.
+    """
 
     threads: int
     queue: int
     connections: int
     default_deadline_seconds: float
+    shares_port: bool = False
 
     @property
     def options(self) -> tuple[tuple[str, int], ...]:
@@ -66,7 +70,7 @@ class Limits:
             ("grpc.max_connection_age_ms", AGE_SECONDS * 1000),
             ("grpc.max_connection_age_grace_ms", AGE_GRACE_SECONDS * 1000),
             # A second server on the same address must fail to start, not take half of the calls.
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(self.shares_port)),
         )
 
 

@@ -131,6 +131,10 @@ class GrpcServer:
         self._arrivals.start()
         self._server.start()
 
+    def retire(self) -> None:
+        """Have health say NOT_SERVING from now on, and serve as before."""
+        self._health.drain()
+
     def drain(self, grace_seconds: float) -> Callable[[float], bool]:
         """Refuse new calls and let those in flight finish, for so long at most.
 
