@@ -290,12 +290,13 @@ class Signals:
     """SIGTERM and SIGINT, taken when they are asked for. To be made in the main thread, before any other thread.
 
     They are blocked, not handled: a handler runs between two instructions of the main thread, and one that comes just
-    before a wait begins is not heard until the wait is over.
+    before a wait begins is not heard until the wait is over. `pending` minds those of `second` alone.
     """
 
     _STOP = frozenset({signal.SIGTERM, signal.SIGINT})
 
-    def __init__(self) -> None:
+    def __init__(self, second: frozenset[signal.Signals] = _STOP) -> None:
+        self._second = second
         signal.pthread_sigmask(signal.SIG_BLOCK, self._STOP)
 
     def wait(self) -> None:
@@ -304,7 +305,7 @@ class Signals:
 
     def pending(self) -> bool:
         """Tell whether one has come that nobody has taken."""
-        return not self._STOP.isdisjoint(signal.sigpending())
+        return not self._second.isdisjoint(signal.sigpending())
 
 
 def _limits(settings: Settings) -> Limits:

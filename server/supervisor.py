@@ -25,7 +25,7 @@ import structlog
 
 from server.settings import Settings
 from server.wire.server import AddressTaken
-from server.worker import DRAIN, RETIRE, RETIRED, SERVING, VARIABLE
+from server.worker import AT_ONCE, DRAIN, RETIRE, RETIRED, SERVING, VARIABLE
 
 # How long a worker that crashed is waited for: twice as long each time, until it has served for so long.
 FIRST_DELAY_SECONDS = 0.1
@@ -303,9 +303,10 @@ class Supervisor:
         self._code, self._drain_at = 1, None
         for worker in self._everybody():
             worker.end = time.monotonic() + STOP_SECONDS
-            # Both, since the worker may not have taken the first one yet: two of the same would be one.
-            worker.process.send_signal(signal.SIGTERM)
-            worker.process.send_signal(signal.SIGINT)
+            # The first one too, since it may not have been told to drain yet.
+            worker.process.terminate()
+            for number in AT_ONCE:
+                worker.process.send_signal(number)
 
     def _patience(self) -> float | None:
         """Return how long there is nothing to do by itself; None for ever."""

@@ -22,6 +22,9 @@ VARIABLE = f"{PREFIX}WORKER"
 # Say NOT_SERVING from now on, but do serve; and refuse new calls, and end when those in flight are over.
 RETIRE, DRAIN = b"retire", b"drain"
 SERVING, RETIRED = b"serving", b"retired"
+# What stops a worker at once while it drains. Not SIGTERM: whoever ends a group may send that to each of its processes,
+# as systemd does, and the supervisor's order would be the second one.
+AT_ONCE = frozenset({signal.SIGINT})
 
 
 def worker_number() -> int | None:
@@ -56,7 +59,6 @@ class Line:
             while self._orders.readline().rstrip() == RETIRE:
                 retire()
                 self._say(RETIRED)
-        # Once at most, whoever asked for it: a second signal would stop at once.
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _say(self, word: bytes) -> None:

@@ -18,7 +18,7 @@ from server.domain.errors import Refusal
 from server.settings import Settings, SettingsInvalid, load
 from server.store.contract import StoreUnavailable
 from server.wire.server import AddressTaken
-from server.worker import Line, worker_number
+from server.worker import AT_ONCE, Line, worker_number
 
 FLAGS: dict[str, Any] = {
     "database": None,
@@ -81,7 +81,7 @@ def serve(**flags: Any) -> None:
         _configure_log(settings, "supervisor")
         leave(_supervise(settings))
     _configure_log(settings, number)
-    signals = app.Signals()
+    signals = app.Signals() if number is None else app.Signals(second=AT_ONCE)
     try:
         line = None if number is None else Line()
         settings = settings if line is None else line.settings(settings)

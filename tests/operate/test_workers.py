@@ -211,6 +211,20 @@ def test_after_sigterm_health_turns_on_every_worker_and_all_calls_in_flight_fini
         assert "error" not in {line["level"] for line in server.log}
 
 
+def test_a_signal_to_every_process_of_the_group_is_one_signal(tmp_path: Path) -> None:
+    with serving(tmp_path, *BUSY) as server, connections(server, 4) as callers:
+        create_workspace(callers[0])
+        with writers_kept_waiting(server) as holder:
+            futures = calls_in_flight(callers)
+            for process in (*pids(server).values(), server.process.pid):
+                os.kill(process, signal.SIGTERM)
+            wait_until(lambda: len(told(server, "draining")) == 3, "all know of it")
+            holder.rollback()
+        assert all(future.result().api_key for future in futures)
+        assert server.exit_code() == 0
+        assert told(server, "stopped at once") == []
+
+
 def test_a_second_signal_stops_all_workers_at_once_with_one(tmp_path: Path) -> None:
     with serving(tmp_path, *BUSY) as server, connections(server, 4) as callers:
         create_workspace(callers[0])
