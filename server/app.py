@@ -73,7 +73,7 @@ def open_database(settings: Settings, *, read_only: bool = False) -> Database:
     if settings.sqlite_path is not None:
         engine = SqliteEngine(settings.sqlite_path, read_only=read_only)
     else:
-        engine = PostgresEngine(settings.database, connections_of(settings))
+        engine = PostgresEngine(settings.database, connections_of(settings) - 1)
     return Database(engine, PeeweeStore(engine))
 
 
