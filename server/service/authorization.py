@@ -81,6 +81,7 @@ class AuthorizationService:
                 token, generation = question.presented.token, answer.decision.generation
                 if token is not None and generation is not None:
                     self._rehashing.offer(token, generation)
+        self._resources.telemetry.decided([answer.decision.reason for answer in answers if isinstance(answer, Answer)])
         try:
             decisions = (answer.decision for answer in answers if isinstance(answer, Answer))
             self._exposures.contain(decisions, caller_id)

@@ -18,6 +18,7 @@ from server.domain.validation import Fields
 from server.service.barrier import AT_ONCE, Barrier, Propagation
 from server.service.facts import FactCache
 from server.service.paging import PageTokens
+from server.service.telemetry import SILENT, Telemetry
 from server.store.contract import CarriedOut, Reader, Store, Writer
 
 T = TypeVar("T")
@@ -102,6 +103,7 @@ class Resources:
     clock: Clock
     cache: FactCache
     barrier: Barrier
+    telemetry: Telemetry = SILENT
 
     @property
     def page_tokens(self) -> PageTokens:

@@ -11,6 +11,7 @@ from datetime import timedelta
 import structlog
 
 from server.service.base import Resources
+from server.service.telemetry import SILENT, ChoreOutcome, Telemetry
 from server.store.contract import StoreUnavailable
 
 # How long after its start a server does its chores for the first time, unless they come sooner by themselves.
@@ -48,8 +49,11 @@ def prune_events(resources: Resources, retention: timedelta) -> bool:
 class Housekeeper:
     """Does chores in a thread of its own, each in its period. No failure of one ends the thread or the others."""
 
-    def __init__(self, chores: Sequence[Chore], first_seconds: float = FIRST_SECONDS) -> None:
+    def __init__(
+        self, chores: Sequence[Chore], first_seconds: float = FIRST_SECONDS, telemetry: Telemetry = SILENT
+    ) -> None:
         self._chores = chores
+        self._telemetry = telemetry
         self._first_seconds = first_seconds
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="housekeeping", daemon=True)
@@ -72,7 +76,7 @@ class Housekeeper:
     def run_once(self) -> None:
         """Do every chore now, in the calling thread, until there is nothing more to do."""
         for chore in self._chores:
-            while not self._stopping.is_set() and _do(chore):
+            while not self._stopping.is_set() and self._do(chore):
                 pass
 
     def _keep(self) -> None:
@@ -82,16 +86,20 @@ class Housekeeper:
             for place, chore in enumerate(self._chores):
                 if time.monotonic() >= due[place] and not self._stopping.is_set():
                     # The others have their turn between two portions.
-                    more = _do(chore)
+                    more = self._do(chore)
                     due[place] = time.monotonic() + (0.0 if more else chore.period_seconds)
 
-
-def _do(chore: Chore) -> bool:
-    """Do a portion of a chore, and tell whether there is more to do now. After a failure there is not."""
-    try:
-        return chore.work()
-    except StoreUnavailable as error:
-        _log.warning("chore put off", chore=chore.name, cause=str(error))
-    except Exception as error:  # noqa: BLE001 - whatever it was, the other chores and the next time are not to blame
-        _log.error("chore failed", chore=chore.name, exc_info=error)
-    return False
+    def _do(self, chore: Chore) -> bool:
+        """Do a portion of a chore, and tell whether there is more to do now. After a failure there is not."""
+        more = False
+        outcome: ChoreOutcome = "done"
+        try:
+            more = chore.work()
+        except StoreUnavailable as error:
+            outcome = "put_off"
+            _log.warning("chore put off", chore=chore.name, cause=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the other chores and the next time are not to blame
+            outcome = "failed"
+            _log.error("chore failed", chore=chore.name, exc_info=error)
+        self._telemetry.chore(chore.name, outcome)
+        return more

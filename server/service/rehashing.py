@@ -78,6 +78,7 @@ class Rehashing:
         if wanted:
             with self._resources.store.write() as writer:
                 _store(writer, wanted)
+            self._resources.telemetry.rehashed(len(wanted))
             _log.info("secrets rehashed", count=len(wanted), pepper_id=self._resources.peppers.signing_id)
         with self._lock:
             for place in moves:

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from server.domain.errors import ErrorReason, Refusal, Violation
 from server.domain.model import Caller
+from server.service.telemetry import Telemetry
 from server.store.contract import deadline_within
 from server.wire import policy
 from server.wire.errors import CODES, as_refusal, status_of
@@ -65,6 +66,7 @@ class House:
     default_seconds: float
     log_allow_sample: float
     on_store_unavailable: Callable[[], None]
+    telemetry: Telemetry
 
 
 class Gate(grpc.ServerInterceptor):
@@ -145,6 +147,7 @@ class Gate(grpc.ServerInterceptor):
             with deadline_within(seconds):
                 try:
                     if seconds < LEAST_SECONDS:
+                        self._house.telemetry.shed("deadline_past")
                         raise Refusal(ErrorReason.DEADLINE_TOO_SHORT, "the deadline was past before any work was done")
                     self._admit(rpc, context)
                     CURRENT.set(rpc)
@@ -153,6 +156,7 @@ class Gate(grpc.ServerInterceptor):
                 except Exception as error:  # noqa: BLE001 - every failure has an answer
                     refusal = self._refused(rpc, error, started)
                 else:
+                    self._house.telemetry.rpc(method, grpc.StatusCode.OK.name, time.perf_counter() - started)
                     if not rpc.routine or random.random() < self._house.log_allow_sample:  # noqa: S311 - no secret
                         _log_call(rpc, grpc.StatusCode.OK, started)
                     return response
@@ -176,6 +180,7 @@ class Gate(grpc.ServerInterceptor):
                     refusal = self._refused(rpc, error, started)
             if refusal is not None:
                 context.abort_with_status(status_of(refusal))
+            self._house.telemetry.rpc(method, grpc.StatusCode.OK.name, time.perf_counter() - started)
             _log_call(rpc, grpc.StatusCode.OK, started)
             yield from behavior(requests, context)
 
@@ -186,6 +191,7 @@ class Gate(grpc.ServerInterceptor):
 
         def refuse(_request: Any, context: grpc.ServicerContext) -> Any:
             started = time.perf_counter()
+            self._house.telemetry.shed("queue_full")
             error = Refusal(ErrorReason.OVERLOADED, "as many calls wait as may; nothing was done, retry")
             context.abort_with_status(status_of(self._refused(Rpc(method), error, started)))
 
@@ -231,6 +237,7 @@ class Gate(grpc.ServerInterceptor):
             _log.error("pepper missing", method=rpc.method, **refusal.metadata)
         if refusal.reason is ErrorReason.INTERNAL_FAULT:
             _log.error("internal fault", method=rpc.method, exc_info=error, **refusal.metadata)
+        self._house.telemetry.rpc(rpc.method, CODES[refusal.reason].name, time.perf_counter() - started)
         _log_call(rpc, CODES[refusal.reason], started, error_reason=refusal.reason.name, **refusal.metadata)
         return refusal
 

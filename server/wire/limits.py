@@ -93,6 +93,11 @@ class CountingPool(ThreadPoolExecutor):
         """Tell whether as many calls wait as may."""
         return self._under_way >= self._most
 
+    @property
+    def under_way(self) -> int:
+        """Return how many calls are being worked on or wait."""
+        return self._under_way
+
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Work on something."""
         with self._lock:

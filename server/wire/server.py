@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -32,6 +33,7 @@ from server.service.exposures import ExposureService
 from server.service.keys import KeyService
 from server.service.rehashing import Rehashing
 from server.service.revocations import RevocationService
+from server.service.telemetry import Telemetry
 from server.service.workspaces import WorkspaceService
 from server.wire.gate import Gate, House
 from server.wire.health import HealthMonitor
@@ -92,7 +94,9 @@ class GrpcServer:
             default_seconds=limits.default_deadline_seconds,
             log_allow_sample=log_allow_sample,
             on_store_unavailable=self._health.probe_now,
+            telemetry=resources.telemetry,
         )
+        resources.telemetry.sample(partial(_tell_load, resources.telemetry, self._pool, limits))
         self._server = grpc.server(self._pool, interceptors=[Gate(house)], options=limits.options)
         clock = resources.clock
         exposures = ExposureService(resources)
@@ -162,3 +166,13 @@ class GrpcServer:
         self._pool.shutdown()
         self._side_pool.shutdown()
         self._arrivals.stop()
+
+
+def _tell_load(telemetry: Telemetry, pool: CountingPool, limits: Limits) -> None:
+    under_way = pool.under_way
+    telemetry.load(
+        busy=min(under_way, limits.threads),
+        threads=limits.threads,
+        waiting=max(0, under_way - limits.threads),
+        queue=limits.queue,
+    )
