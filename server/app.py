@@ -17,6 +17,8 @@ from server.domain.errors import ErrorReason, Refusal
 from server.domain.kinds import Role
 from server.domain.lifecycle import Rotation
 from server.domain.peppers import Peppers
+from server.metrics.exposition import CannotListen
+from server.metrics.process import ProcessMetrics
 from server.service.barrier import Barrier
 from server.service.base import Call, Clock, Resources
 from server.service.callers import CallerFields, CallerService
@@ -24,8 +26,10 @@ from server.service.facts import FactCache, SharedClock
 from server.service.following import Follower
 from server.service.housekeeping import PRUNING_SECONDS, Chore, Housekeeper, prune_events
 from server.service.rehashing import REHASH_SECONDS, Rehashing
+from server.service.telemetry import SILENT, Telemetry
 from server.settings import PREFIX, Settings
 from server.store import schema
+from server.store.contract import Store
 from server.store.peewee_store import Engine, PeeweeStore
 from server.store.postgres import PostgresEngine
 from server.store.sqlite import SqliteEngine
@@ -157,16 +161,19 @@ class App:
         self._settings = settings
         self._listeners = load_listeners(settings)
         self.addresses: tuple[str, ...] = ()
+        self.metrics_address: str | None = None
         self._database = open_database(settings)
         if settings.development:
             for name in migrate(settings):
                 _log.info("migrated", migration=name)
         else:
             _refuse_other_schema(self._database.engine)
-        store, shared_clock = self._database.store, SharedClock()
+        shared_clock = SharedClock()
         if clock is None:
             clock = system_clock if settings.sqlite_path else shared_clock
-        self._resources = _resources(settings, store, load_peppers(settings), clock)
+        self._metrics = ProcessMetrics(settings.metrics_listen, os.environ, settings.store_kind)
+        store = self._metrics.measured(self._database.store)
+        self._resources = _resources(settings, store, load_peppers(settings), clock, self._metrics.telemetry)
         self._follower = None
         if not settings.sqlite_path:
             self._follower = Follower(store, self._resources.cache, shared_clock, self._resources.barrier.heard)
@@ -178,18 +185,23 @@ class App:
             open_reflection=settings.development,
             log_allow_sample=settings.log_allow_sample_or_default,
         )
-        self._housekeeper = Housekeeper(_chores(settings, self._resources, self._rehashing))
+        chores = _chores(settings, self._resources, self._rehashing)
+        self._housekeeper = Housekeeper(chores, telemetry=self._metrics.telemetry)
         if settings.operator_key_file is not None:
             self._provide_operator(settings.operator_key_file)
 
     def start(self) -> int:
-        """Listen and serve, and return the port. Raises AddressTaken.
+        """Listen and serve, and return the port. Raises AddressTaken, StartRefused.
 
-        `addresses` are from then on what it listens on, with the ports that were taken.
+        `addresses` are from then on what it listens on, with the ports that were taken; so is `metrics_address`.
         """
         ports = [self._server.listen(listener.address, listener.credentials) for listener in self._listeners]
         hosts = [listener.address.rpartition(":")[0] for listener in self._listeners]
         self.addresses = tuple(f"{host}:{port}" for host, port in zip(hosts, ports, strict=True))
+        try:
+            self.metrics_address = self._metrics.start()
+        except CannotListen as error:
+            raise StartRefused(f"{PREFIX}METRICS_LISTEN: {error}") from None
         if self._follower is not None:
             self._follower.start()
         self._server.start()
@@ -232,6 +244,7 @@ class App:
         self._housekeeper.stop()
         if self._follower is not None:
             self._follower.stop()
+        self._metrics.stop()
         self._database.store.close()
 
     def _provide_operator(self, path: Path) -> None:
@@ -254,7 +267,9 @@ class App:
         _write_secret(path, key + "\n")
 
 
-def _resources(settings: Settings, store: PeeweeStore, peppers: Peppers, clock: Clock) -> Resources:
+def _resources(
+    settings: Settings, store: Store, peppers: Peppers, clock: Clock, telemetry: Telemetry = SILENT
+) -> Resources:
     """Return what the services work with."""
     cache = FactCache(
         store,
@@ -262,7 +277,7 @@ def _resources(settings: Settings, store: PeeweeStore, peppers: Peppers, clock: 
         devices=settings.cached_devices,
         loads=max(1, settings.threads * 3 // 4),
     )
-    return Resources(store, peppers, clock, cache, Barrier(store))
+    return Resources(store, peppers, clock, cache, Barrier(store), telemetry)
 
 
 def _chores(settings: Settings, resources: Resources, rehashing: Rehashing) -> list[Chore]:

@@ -85,6 +85,8 @@ def examine(
     yield from findings
     yield from _database(settings, peppers, clock)
     yield from _tls(settings, clock())
+    if settings.metrics_listen is not None:
+        yield _metrics(settings.metrics_listen)
 
 
 def _unknown_variables(environment: Mapping[str, str], client_variables: Collection[str]) -> Iterator[Finding]:
@@ -315,6 +317,16 @@ def _plain_text(settings: Settings) -> Finding:
         "tls",
         f"none, as asked for, on {settings.listen}: keys cross the network in plain text",
         "see that something else protects the connection",
+    )
+
+
+def _metrics(listen: str) -> Finding:
+    if is_loopback(listen):
+        return _ok("metrics", f"served on {listen}, on loopback only")
+    return _warning(
+        "metrics",
+        f"served on {listen}, in plain text and to whoever asks",
+        "see that only Prometheus reaches it: they hold no key, but tell how much is asked and denied",
     )
 
 

@@ -73,6 +73,11 @@ class Settings(BaseSettings):
         description="How many processes serve on the same port, each with so many THREADS, a QUEUE and CONNECTIONS of "
         "its own; with more than one, a supervisor keeps them going.",
     )
+    metrics_listen: str | None = Field(
+        default=None,
+        description="HOST:PORT to serve metrics on, to Prometheus: GET /metrics, in plain text and to whoever asks, so "
+        "an address within. None by default.",
+    )
     threads: int = Field(default=8, ge=1, le=256, description="How many calls are worked on at once.")
     queue: int = Field(
         default=128,
@@ -134,7 +139,7 @@ class Settings(BaseSettings):
             raise ValueError("must be sqlite:PATH or postgresql://USER@HOST/NAME")
         return value
 
-    @field_validator("listen", "tls_client_listen")
+    @field_validator("listen", "tls_client_listen", "metrics_listen")
     @classmethod
     def _listen_is_an_address(cls, value: str | None) -> str | None:
         if value is None:
@@ -157,6 +162,8 @@ class Settings(BaseSettings):
         if self.development:
             if not is_loopback(self.listen):
                 raise ValueError("LISTEN: must be a loopback address in development")
+            if self.metrics_listen is not None and not is_loopback(self.metrics_listen):
+                raise ValueError("METRICS_LISTEN: must be a loopback address in development")
             if self.tls_certificate is not None:
                 raise ValueError("TLS_CERTIFICATE: cannot be used in development")
         return self
@@ -165,6 +172,11 @@ class Settings(BaseSettings):
     def sqlite_path(self) -> Path | None:
         """The SQLite file, None for another kind of database."""
         return Path(self.database.removeprefix("sqlite:")) if self.database.startswith("sqlite:") else None
+
+    @property
+    def store_kind(self) -> str:
+        """What kind of database it is: sqlite or postgres."""
+        return "postgres" if self.sqlite_path is None else "sqlite"
 
     @property
     def log_allow_sample_or_default(self) -> float:

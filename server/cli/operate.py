@@ -32,6 +32,7 @@ FLAGS: dict[str, Any] = {
     "tls_client_listen": None,
     "insecure_plaintext": bool,
     "workers": int,
+    "metrics_listen": None,
     "threads": int,
     "queue": int,
     "connections": int,

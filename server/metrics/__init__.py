@@ -1,0 +1,1 @@
+"""What a server tells of itself, as Prometheus reads it."""
