@@ -102,7 +102,8 @@ class PrometheusTelemetry(Telemetry):
         self._build_info(store)
 
     def start(self) -> None:
-        """Write down from now on, every second."""
+        """Write down now, and every second from now on."""
+        self._write_down_if_possible()
         self._thread.start()
 
     def stop(self) -> None:
