@@ -129,3 +129,9 @@ def test_it_listens_on_loopback_only(tmp_path: Path, listen: str) -> None:
     assert "TEXTURE_AUTH_LISTEN" in done.stderr
     assert "loopback" in done.stderr
     assert not (tmp_path / "var").exists()
+
+
+def test_its_metrics_are_on_loopback_only(tmp_path: Path) -> None:
+    done = run(tmp_path, "serve", "--development", "--metrics-listen", "0.0.0.0:0")
+    assert done.returncode == 1
+    assert done.stderr == "error: TEXTURE_AUTH_METRICS_LISTEN: must be a loopback address in development\n"

@@ -171,6 +171,19 @@ class TestSettings:
         assert "5ec2e7" not in str(found)
 
 
+class TestMetrics:
+    @pytest.mark.parametrize("listen", ["127.0.0.1:9464", "[::1]:9464", "localhost:0"])
+    def test_on_loopback_all_is_well(self, look: Look, listen: str) -> None:
+        assert texts(look(metrics_listen=listen), "metrics") == [f"served on {listen}, on loopback only"]
+
+    def test_elsewhere_whoever_asks_is_answered(self, look: Look) -> None:
+        found = look(metrics_listen="192.0.2.1:9464")
+        assert only(found) == ("metrics", "warning", "served on 192.0.2.1:9464, in plain text and to whoever asks")
+
+    def test_where_there_are_none_nothing_is_said(self, look: Look) -> None:
+        assert texts(look(), "metrics") == []
+
+
 class TestSqlite:
     def test_a_missing_file_is_a_failure_and_is_not_made(self, look: Look, prepared: Path) -> None:
         found = look(database=f"sqlite:{prepared / 'other' / 'auth.db'}")

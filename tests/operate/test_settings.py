@@ -59,6 +59,7 @@ def _end_at_once(running: app.App, *_: object) -> int:
         ("LISTEN", "127.0.0.1:5005¹", "HOST:PORT"),
         ("WORKERS", "0", "greater than or equal to 1"),
         ("WORKERS", "65", "less than or equal to 64"),
+        ("METRICS_LISTEN", "9464", "HOST:PORT"),
         ("THREADS", "0", "greater than or equal to 1"),
         ("THREADS", "257", "less than or equal to 256"),
         ("THREADS", "many", "integer"),
