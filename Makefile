@@ -9,7 +9,7 @@ BREAKING := PATH="$(CURDIR)/$(BIN):$$PATH" .ci/breaking
 # Where `make proto` writes; the drift check points it elsewhere and compares.
 STUBS ?= generated/python
 
-.PHONY: help setup run demo tools test check release-image format proto proto-drift lock clean
+.PHONY: help setup run demo tools test bench check release-image format proto proto-drift lock clean
 
 help: ## what the targets do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: tools ## every test, with coverage
 	$(BIN)/coverage report
 	@echo "coverage of server/domain, which must be whole:"
 	$(BIN)/coverage report --include='server/domain/*' --fail-under=100
+
+bench: setup ## measure, in ratios, and write bench/RESULTS.md; ROWS=unary,batch for some rows (bench/rows names them)
+	@$(BIN)/python -m bench --rows "$(ROWS)"
 
 check: setup proto-drift ## every check that is not a test
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""How fast the service is, in ratios that a noisy machine cannot spoil: `make bench`."""
