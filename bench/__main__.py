@@ -32,7 +32,7 @@ Stores are made by inserting rows in bulk; every other key is a scoped key, the 
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, and write the table; return the exit code: 1 where something was not as wanted."""
+    """Measure, and write the table; return the exit code: 2 where something that all rows need cannot be had."""
     parser = argparse.ArgumentParser(prog="bench", description="Measure the service, in ratios.")
     parser.add_argument("--rows", default="", help=f"some of {','.join(ROWS)}; all by default")
     parser.add_argument("--smoke", action="store_true", help="as little as shows that it works")
@@ -72,8 +72,8 @@ def _ceiling(workshop: Workshop) -> str:
         found = load.call(server, calls, workshop.scale.seconds, warm=workshop.scale.seconds / 2)
     return (
         f"The load generator's own ceiling: {found.rate:,.0f} calls a second with 8 in flight, every answer checked, "
-        f"against a Go server of constant bytes; its core is then {found.load:.0%} busy, and the server's "
-        f"{found.server:.0%}."
+        f"against a Go server of constant bytes on the server's core. A call takes {found.load / found.rate * 1e6:.0f} "
+        f"µs of the generator's core, which would do for {found.rate / found.load:,.0f} a second."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # All that this process may run on, as it was at the start.
@@ -31,9 +31,10 @@ def on(cores: frozenset[int]) -> Iterator[None]:
 def tree(pid: int) -> list[int]:
     """Return a process and all that it has started."""
     found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += tree(int(child))
+    with suppress(FileNotFoundError, ProcessLookupError):  # threads come and go
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += tree(int(child))
     return found
 
 

@@ -82,7 +82,7 @@ def markdown(rows: Sequence[Row], notes: Sequence[str], method: str) -> str:
         "",
         "## What bounds each figure",
         "",
-        *(f"- **{row.name}, {row.what}**: {row.why}" for row in rows),
+        *(f"- {whose}: {why}" for why, whose in _explanations(rows).items()),
         "",
         "## Method",
         "",
@@ -99,6 +99,14 @@ def write(folder: Path, rows: Sequence[Row], notes: Sequence[str], method: str) 
     found = [{**asdict(row), "verdict": row.verdict.strip("*")} for row in rows]
     whole = {"machine": machine.description(), "rows": found, "notes": list(notes)}
     (folder / "results.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+
+
+def _explanations(rows: Sequence[Row]) -> dict[str, str]:
+    """Return each explanation once, with the rows that it is of."""
+    whose: dict[str, list[str]] = {}
+    for row in rows:
+        whose.setdefault(row.why, []).append(f"**{row.name}, {row.what}**")
+    return {why: "; ".join(names) for why, names in whose.items()}
 
 
 def _number(value: float, unit: Unit) -> str:

@@ -101,7 +101,6 @@ def _reconnect(way: Forwarder) -> None:
 def _latencies(name: str, count: int, trials: list[Trial]) -> list[Row]:
     denied = [max(trial.denied) for trial in trials]
     where = f"{count} process{'es' if count > 1 else ''}, {name}"
-    cores = len(machine.CORES)
     return [
         Row(
             name="10",
@@ -109,8 +108,8 @@ def _latencies(name: str, count: int, trials: list[Trial]) -> list[Row]:
             unit="ms",
             found=spread([trial.returned for trial in trials]),
             absolute=_p50_p99([trial.returned for trial in trials]),
-            why=f"a commit that is flushed to disk, and whatever RevokeKey waits for; {count} servers and as many "
-            f"clients share {cores} cores. No ALLOW was given to a question asked after it had returned.",
+            why="a commit that is flushed to disk, and whatever RevokeKey waits for; all servers and clients share "
+            f"{len(machine.CORES)} cores. No ALLOW was given to a question that was asked after it had returned.",
         ),
         Row(
             name="10",
@@ -218,4 +217,5 @@ def _trial(found: dict[str, object]) -> Trial:
 def _p50_p99(samples: list[float]) -> str:
     ordered = sorted(samples)
     last = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-    return f"p50 {ordered[len(ordered) // 2]:.2f} ms, p99 {last:.2f} ms of {len(ordered)}"
+    largest = ", the largest" if last == ordered[-1] else ""
+    return f"p50 {ordered[len(ordered) // 2]:.2f} ms, p99 {last:.2f} ms{largest} of {len(ordered)}"

@@ -35,7 +35,7 @@ def rows(workshop: Workshop, *, with_cerbos: bool = True) -> list[Row]:
         candidates = {
             "authorize": (product, asking),
             "constant": (product, constant),
-            "bare": (bare, replace(constant, bearer=None)),
+            "bare": (bare, constant),
         }
         try:
             if with_cerbos:

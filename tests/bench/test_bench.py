@@ -95,4 +95,4 @@ def test_a_row_says_whether_it_is_as_wanted_and_what_bounds_it() -> None:
     table = markdown([row, replace(row, floor=0.75)], [], "")
     assert "| 1 | this : that | **0.80** (0.70 to 0.90) | ≥ 0.85 | **no** |" in table
     assert "| ≥ 0.75 | yes |" in table
-    assert "- **1, this : that**: the weather." in table
+    assert "- **1, this : that**; **1, this : that**: the weather." in table
