@@ -87,11 +87,8 @@ def migrate(settings: Settings) -> tuple[str, ...]:
     Raises StoreUnavailable; StartRefused where a newer release has been at it.
     """
     engine = open_database(settings).engine
-    engine.create()
     try:
-        state = schema.inspect(engine)
-        refuse_newer(state)
-        return schema.migrate(engine) if state.pending else ()
+        return _migrate(engine)
     finally:
         engine.close()
 
@@ -164,7 +161,7 @@ class App:
         self.metrics_address: str | None = None
         self._database = open_database(settings)
         if settings.development:
-            for name in migrate(settings):
+            for name in _migrate(self._database.engine):
                 _log.info("migrated", migration=name)
         else:
             _refuse_other_schema(self._database.engine)
@@ -357,6 +354,13 @@ def load_listeners(settings: Settings) -> list[Listener]:
     except CertificateInvalid as error:
         names = ", ".join(f"{PREFIX}TLS_{name}" for name in ("CERTIFICATE", "PRIVATE_KEY", "CLIENT_CA"))
         raise StartRefused(f"{names}: {error}") from None
+
+
+def _migrate(engine: Engine) -> tuple[str, ...]:
+    engine.create()
+    state = schema.inspect(engine)
+    refuse_newer(state)
+    return schema.migrate(engine) if state.pending else ()
 
 
 def _refuse_other_schema(engine: Engine) -> None:

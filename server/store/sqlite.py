@@ -178,7 +178,8 @@ class SqliteEngine:
                     if broken:
                         raise StoreUnavailable(f"the migration would leave {len(broken)} rows that refer to nothing")
             finally:
-                self.database.pragma("foreign_keys", 1)
+                # The next connection minds them again, and the last one to go folds the log into the file.
+                self.database.close()
 
     def close(self) -> None:
         """Close the calling thread's connection; those of other threads close as the threads end."""
