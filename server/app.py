@@ -36,6 +36,7 @@ from server.store.sqlite import SqliteEngine
 from server.wire.limits import Limits
 from server.wire.server import GrpcServer
 from server.wire.tls import CertificateFiles, CertificateInvalid, ReloadingCredentials
+from server.worker import worker_number
 
 DEVELOPMENT_CALLER = "dev-operator"
 # Who is named in events for what is done on the database itself.
@@ -168,7 +169,7 @@ class App:
         shared_clock = SharedClock()
         if clock is None:
             clock = system_clock if settings.sqlite_path else shared_clock
-        self._metrics = ProcessMetrics(settings.metrics_listen, os.environ, settings.store_kind)
+        self._metrics = ProcessMetrics(settings.metrics_listen, worker_number(), os.environ, settings.store_kind)
         store = self._metrics.measured(self._database.store)
         self._resources = _resources(settings, store, load_peppers(settings), clock, self._metrics.telemetry)
         self._follower = None
@@ -274,7 +275,8 @@ def _resources(
         devices=settings.cached_devices,
         loads=max(1, settings.threads * 3 // 4),
     )
-    return Resources(store, peppers, clock, cache, Barrier(store), telemetry)
+    telemetry.sample(lambda: cache.tell(telemetry))
+    return Resources(store, peppers, clock, cache, Barrier(store, telemetry), telemetry)
 
 
 def _chores(settings: Settings, resources: Resources, rehashing: Rehashing) -> list[Chore]:

@@ -23,6 +23,7 @@ from typing import Any
 
 import structlog
 
+from server.metrics.exposition import Workers
 from server.settings import Settings
 from server.wire.server import AddressTaken
 from server.worker import AT_ONCE, DRAIN, RETIRE, RETIRED, SERVING, VARIABLE
@@ -103,9 +104,13 @@ def _bound(family: int, where: tuple[Any, ...]) -> socket.socket:
 
 @dataclass(eq=False, slots=True)
 class _Worker:
-    """A process. `served` is when it said that it serves, `end` when it is killed, if it was told to end."""
+    """A process. `name` is what its metrics are written under.
+
+    `served` is when it said that it serves, `end` when it is killed, if it was told to end.
+    """
 
     number: int
+    name: str
     process: subprocess.Popen[bytes]
     line: socket.socket
     heard: bytes = b""
@@ -121,11 +126,15 @@ class _Worker:
 
 @dataclass(slots=True)
 class Supervisor:
-    """A group of workers. `addresses` are as `reserved` returns them; `opened` is called once, when all serve."""
+    """A group of workers. `addresses` are as `reserved` returns them; `opened` is called once, when all serve.
+
+    `metrics` are those of the workers, which are told where to write them, and forgotten when they have ended.
+    """
 
     settings: Settings
     addresses: Mapping[str, str]
     opened: Callable[[], None]
+    metrics: Workers
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     # By number: those that are to serve, when the next one of those that crashed starts, and how often they did.
     _workers: dict[int, _Worker] = field(default_factory=dict)
@@ -175,18 +184,21 @@ class Supervisor:
             self._workers[number] = worker
 
     def _spawn(self, number: int) -> _Worker:
+        # While one replaces another there are two of a number, and each has a file of its own.
+        taken = {worker.name for worker in self._everybody()}
+        name = next(name for name in (str(number), f"{number}-next") if name not in taken)
         line, theirs = socket.socketpair()
         with theirs:
             # The command as it was given: what is secret is in the environment or in files, and stays there.
             process = subprocess.Popen(  # noqa: S603 - it is this process's own
                 [sys.executable, *sys.orig_argv[1:]],
                 stdin=theirs.fileno(),
-                env={**os.environ, VARIABLE: str(number)},
+                env={**os.environ, **self.metrics.environment(name), VARIABLE: str(number)},
                 process_group=0,
             )
         line.setblocking(False)
         line.send(json.dumps(self.addresses).encode() + b"\n")
-        worker = _Worker(number, process, line)
+        worker = _Worker(number, name, process, line)
         self._selector.register(line, selectors.EVENT_READ, worker)
         _log.info("worker started", number=number, pid=process.pid)
         return worker
@@ -245,6 +257,7 @@ class Supervisor:
             with suppress(KeyError):
                 self._selector.unregister(worker.line)
             worker.line.close()
+            self.metrics.forget(worker.name)
             how = {"code": code} if code >= 0 else {"signal": signal.Signals(-code).name}
             expected = worker.end is not None
             tell = _log.info if expected else _log.error

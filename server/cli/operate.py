@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import structlog
 
 from server import app, logs, supervisor
 from server.cli.client import REFUSED, UNAVAILABLE, fail
 from server.domain.errors import Refusal
-from server.settings import Settings, SettingsInvalid, load
+from server.metrics.exposition import CannotListen, of_workers
+from server.settings import PREFIX, Settings, SettingsInvalid, load
 from server.store.contract import StoreUnavailable
 from server.wire.server import AddressTaken
 from server.worker import AT_ONCE, Line, worker_number
@@ -96,6 +98,7 @@ def serve(**flags: Any) -> None:
             UNAVAILABLE,
         )
     if line is None:
+        _log_metrics(running.metrics_address)
         _announce(settings, *running.addresses)
     else:
         line.serving(running.retire)
@@ -110,10 +113,23 @@ def _configure_log(settings: Settings, worker: int | str | None) -> None:
 def _supervise(settings: Settings) -> int:
     """Have several workers serve until a signal, and return the exit code."""
     try:
-        with supervisor.reserved(settings) as addresses:
-            return supervisor.Supervisor(settings, addresses, lambda: _announce(settings, *addresses.values())).run()
+        with supervisor.reserved(settings) as addresses, of_workers(settings.metrics_listen) as metrics:
+            _log_metrics(metrics.address)
+
+            def opened() -> None:
+                _announce(settings, *addresses.values())
+
+            return supervisor.Supervisor(settings, addresses, opened, metrics).run()
     except AddressTaken as error:
         fail(str(error), REFUSED)
+    except CannotListen as error:
+        fail(f"{PREFIX}METRICS_LISTEN: {error}", REFUSED)
+
+
+def _log_metrics(address: str | None) -> None:
+    """Tell where metrics are served, which nobody else knows where the port was to be a free one."""
+    if address is not None:
+        structlog.get_logger("texture_auth.metrics").info("metrics served", address=address)
 
 
 def _announce(settings: Settings, address: str, *demanding: str) -> None:

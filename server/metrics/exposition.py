@@ -1,13 +1,13 @@
 """Metrics on an address of their own: plain HTTP, `GET /metrics` and nothing else.
 
-One process serves its own. Of several workers, each writes into a folder that they share, under the number that it has
-from their supervisor, and the supervisor serves all of them in one scrape:
+One process serves its own. Of several workers, each writes into a folder that they share, under a name that it has from
+their supervisor, and the supervisor serves all of them in one scrape:
 
     with of_workers(listen) as metrics:
-        ...                         # start each worker with `metrics.environment` in its own, and TEXTURE_AUTH_WORKER
-        metrics.forget("2")         # whenever one has ended, before another one gets its number
+        ...                         # start each worker with `metrics.environment("2")` in its own
+        metrics.forget("2")         # whenever one has ended, before another one gets its name
 
-Counters of a worker outlive it, and go on where another one gets its number: so a number is one process's at a time.
+Counters of a worker outlive it, and go on where another one gets its name: so a name is one process's at a time.
 Gauges of a worker that was forgotten are gone.
 """
 
@@ -20,7 +20,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
@@ -33,8 +33,8 @@ from prometheus_client.exposition import ThreadingWSGIServer
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-# What tells a worker its number, and where it and the others write. The second name is prometheus_client's.
-WORKER = "TEXTURE_AUTH_WORKER"
+# What tells a worker under which name it writes, and where. The second is prometheus_client's.
+NAME = "TEXTURE_AUTH_WORKER_METRICS"
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 PATH = "/metrics"
 # How long a client that says nothing, or does not read, keeps a thread.
@@ -47,13 +47,13 @@ class CannotListen(Exception):  # noqa: N818 - it names a state
     """The address for metrics cannot be listened on."""
 
 
-def keep_values(worker: str | None) -> None:
-    """Have every metric that is made from now on written into the folder, under a worker's number; None: kept here.
+def keep_values(name: str | None) -> None:
+    """Have every metric that is made from now on written into the folder, under a worker's name; None: kept here.
 
     Otherwise the library would have decided by the environment when it was imported, and named files by process ids:
     with those, each worker that crashes would leave files that every later scrape has to read.
     """
-    kind = values.MutexValue if worker is None else values.MultiProcessValue(lambda: worker)
+    kind = values.MutexValue if name is None else values.MultiProcessValue(lambda: name)
     values.ValueClass = kind  # the way that the library gives for this
 
 
@@ -82,16 +82,19 @@ class Exposition:
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """The metrics of workers. `address` is where they are scraped; None and no `environment` where they are not."""
+    """The metrics of workers. `address` is where they are scraped; None where they are not."""
 
     address: str | None = None
     folder: Path | None = None
-    environment: Mapping[str, str] = field(default_factory=dict)
 
-    def forget(self, worker: str) -> None:
-        """Take away the gauges of a worker that has ended, by its number."""
+    def environment(self, name: str) -> Mapping[str, str]:
+        """Return what is to be in the environment of a worker, to have it write under a name."""
+        return {} if self.folder is None else {FOLDER: str(self.folder), NAME: name}
+
+    def forget(self, name: str) -> None:
+        """Take away the gauges of a worker that has ended."""
         if self.folder is not None:
-            multiprocess.mark_process_dead(worker, str(self.folder))
+            multiprocess.mark_process_dead(name, str(self.folder))
 
 
 @contextmanager
@@ -107,7 +110,7 @@ def of_workers(listen: str | None) -> Iterator[Workers]:
     try:
         exposition = Exposition(listen, shared_registry(folder))
         try:
-            yield Workers(exposition.address, folder, {FOLDER: str(folder)})
+            yield Workers(exposition.address, folder)
         finally:
             exposition.stop()
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from server.metrics.exposition import FOLDER, WORKER, Exposition, keep_values
+from server.metrics.exposition import NAME, Exposition, keep_values
 from server.metrics.prometheus import PrometheusTelemetry
 from server.metrics.store import MeasuredStore
 from server.service.telemetry import SILENT, Telemetry
@@ -17,17 +17,19 @@ ONLY = "0"
 class ProcessMetrics:
     """What a process tells of itself, if anybody is to know: `telemetry` is silent where nobody listens."""
 
-    def __init__(self, listen: str | None, environment: Mapping[str, str], store_kind: str) -> None:
+    def __init__(self, listen: str | None, worker: int | None, environment: Mapping[str, str], store_kind: str) -> None:
         """Take `listen` for the address of scrapes, unless the process is a worker, whose supervisor serves them."""
-        worker = environment.get(WORKER)
+        name = environment.get(NAME)
         self.telemetry: Telemetry = SILENT
         self._prometheus: PrometheusTelemetry | None = None
         self._listen = listen if worker is None else None
         self._exposition: Exposition | None = None
-        if listen is None or (worker is not None and FOLDER not in environment):
+        if listen is None or (worker is not None and name is None):
             return
-        keep_values(worker)
-        self.telemetry = self._prometheus = PrometheusTelemetry(store=store_kind, worker=worker or ONLY)
+        keep_values(None if worker is None else name)
+        self.telemetry = self._prometheus = PrometheusTelemetry(
+            store=store_kind, worker=ONLY if worker is None else str(worker)
+        )
 
     def measured(self, store: Store) -> Store:
         """Return a store whose transactions are told of."""

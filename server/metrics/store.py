@@ -20,6 +20,13 @@ class MeasuredStore:
     def __init__(self, store: Store, telemetry: Telemetry) -> None:
         self._store = store
         self._telemetry = telemetry
+        # What is no transaction of facts is passed on as it is.
+        self.version = store.version
+        self.enrol = store.enrol
+        self.acknowledge = store.acknowledge
+        self.leave = store.leave
+        self.fence_silent = store.fence_silent
+        self.await_news = store.await_news
         self.ping = store.ping
         self.close = store.close
 

@@ -13,6 +13,7 @@ import structlog
 from server.domain.revision import Revision
 from server.service.facts import boottime
 from server.service.following import fenced_after
+from server.service.telemetry import SILENT, BarrierOutcome, Telemetry
 from server.store.contract import Member, Store, StoreUnavailable, seconds_left
 
 # How long a change that takes nothing away is waited for at most.
@@ -42,8 +43,9 @@ AT_ONCE = Propagation(complete=True, acknowledged=0, fenced=0, elapsed=timedelta
 class Barrier:
     """Waits for all who decide from memory. Safe for use by many threads."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] = boottime) -> None:
+    def __init__(self, store: Store, telemetry: Telemetry = SILENT, clock: Callable[[], float] = boottime) -> None:
         self._store = store
+        self._telemetry = telemetry
         self._clock = clock
         self._news = threading.Condition()
         self._heard = 0
@@ -61,10 +63,18 @@ class Barrier:
         Raises StoreUnavailable where the store has lost the revision.
         """
         if self._store.version() is not None:
+            self._telemetry.barrier(0.0, "acknowledged")
             return AT_ONCE
         if immediately:
             return Propagation(complete=False, acknowledged=0, fenced=0, elapsed=timedelta())
-        return self._wait(revision, math.inf)
+        began = self._clock()
+        outcome: BarrierOutcome = "failed"
+        try:
+            done = self._wait(revision, math.inf)
+            outcome = "incomplete" if not done.complete else "fenced" if done.fenced else "acknowledged"
+        finally:
+            self._telemetry.barrier(self._clock() - began, outcome)
+        return done
 
     def settle(self, revision: Revision) -> None:
         """Wait until each process has applied a change that takes nothing away, so that it is of use, but not for long.

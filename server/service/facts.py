@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from server.domain.errors import ErrorReason, Refusal
 from server.domain.model import Key
 from server.domain.revision import Revision
+from server.service.telemetry import CacheKind, Telemetry
 from server.store.contract import (
     CALLER,
     CERTIFICATE_NAME,
@@ -36,6 +37,7 @@ T = TypeVar("T")
 # An entity: its kind and its id, as the change log has them.
 Place = tuple[str, str]
 
+KINDS: Sequence[CacheKind] = ("key", "device", "caller", "certificate_name")
 # How many of each kind are remembered beside keys and devices, whose number is a setting. A name of a certificate takes
 # about 250 bytes, a caller 1 kB.
 MOST_CALLERS = 10_000
@@ -181,6 +183,12 @@ class FactCache:
         self._fresh_until = float("-inf")
         self._loads = threading.BoundedSemaphore(loads)
         self._stripes = [threading.Lock() for _ in range(STRIPES)]
+        self._head = 0
+        # How often facts of each kind were looked up, and had to be asked of the store. Threads that count at the same
+        # moment may lose a count, which is cheaper than a lock.
+        self._looked = dict.fromkeys(most, 0)
+        self._missed = dict.fromkeys(most, 0)
+        self._told = (dict(self._looked), dict(self._missed))
 
     @property
     def applied(self) -> Revision | None:
@@ -192,11 +200,22 @@ class FactCache:
         """The boot time until which answers may be given from memory, where that is by lease."""
         return self._fresh_until
 
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """How many entities of each kind are remembered, and not to exist under the kind with `absent_` before."""
-        sizes = {kind: len(shelf.facts) for kind, shelf in self._known.items()}
-        return sizes | {f"absent_{kind}": len(shelf.facts) for kind, shelf in self._absent.items()}
+    def tell(self, telemetry: Telemetry) -> None:
+        """Tell what is remembered, and what was looked up since this was told last. For one thread."""
+        looked, missed = dict(self._looked), dict(self._missed)
+        before_looked, before_missed = self._told
+        self._told = looked, missed
+        for kind in KINDS:
+            misses = missed[kind] - before_missed[kind]
+            telemetry.cache_miss(kind, misses)
+            telemetry.cache_hit(kind, max(0, looked[kind] - before_looked[kind] - misses))
+            telemetry.cache_size(kind, len(self._known[kind].facts) + len(self._absent[kind].facts))
+        applied = self._applied
+        if applied is not None:
+            telemetry.applied(applied.number)
+            telemetry.head(max(self._head, applied.number))
+        if self._store.version() is None:
+            telemetry.lease_left(max(0.0, self._fresh_until - self._clock()))
 
     def look(self, kind: str, entity_id: str) -> Fact | None:
         """Return a fact if it is remembered."""
@@ -230,6 +249,8 @@ class FactCache:
                 self._catch_up(at_least)
                 continue
             facts = {place: fact for place in wanted if (fact := self.look(*place)) is not None}
+            for kind, _ in wanted:
+                self._looked[kind] += 1
             if len(facts) < len(wanted):
                 if self._lapsed:
                     break
@@ -296,6 +317,7 @@ class FactCache:
     def _apply(self, reading: Reading) -> bool:
         if reading.history is not self._history:
             return False
+        self._head = max(self._head, reading.head.number)
         if reading.changes is None:
             if reading.since is not self._applied:
                 return False
@@ -310,7 +332,7 @@ class FactCache:
         for shelf in (*self._known.values(), *self._absent.values()):
             shelf.clear()
         self._floors.clear()
-        self._floor = 0 if head is None else head.number
+        self._floor = self._head = 0 if head is None else head.number
         self._history = _History()
         self._applied = head
 
@@ -347,6 +369,8 @@ class FactCache:
             self._loads.release()
 
     def _fill(self, wanted: Collection[Place]) -> None:
+        for kind, _ in wanted:
+            self._missed[kind] += 1
         began, version = self._clock(), self._store.version()
         with self._store.read() as reader:
             reading = self.read(reader, began, version)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from server.domain.reasons import Reason
 
-CacheKind = Literal["caller", "device", "key"]
+CacheKind = Literal["caller", "certificate_name", "device", "key"]
 # Of a change that takes authority away: every process had acknowledged it; some had not, and were fenced by time; the
 # caller's deadline came first; or it cannot be told, as where the history of the store was replaced.
 BarrierOutcome = Literal["acknowledged", "fenced", "incomplete", "failed"]

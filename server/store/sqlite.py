@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,6 +74,7 @@ class SqliteEngine:
         )
         self._identity: tuple[int, int] | None = None
         self._head: _Head | None = None
+        self._unwatch: Callable[[], object] = lambda: None
         # SQLite's own lock is polled for, and is not fair. Within the process, writers queue here first.
         self._writers = threading.Lock()
 
@@ -182,8 +183,11 @@ class SqliteEngine:
                 self.database.close()
 
     def close(self) -> None:
-        """Close the calling thread's connection; those of other threads close as the threads end."""
+        """Close the calling thread's connection, and stop watching; those of other threads close as the threads end."""
         self.database.close()
+        self._head, head = None, self._head
+        if head is not None:
+            self._unwatch()
 
     def _refuse_other_file(self) -> tuple[int, int]:
         """Make sure that the file is still where it was, and return which one it is."""
@@ -202,8 +206,9 @@ class SqliteEngine:
             # A snapshot is open, so there is an index, and the file is the one that it was when this engine began.
             database.execute_sql("SELECT 1 FROM sqlite_master").fetchone()
             with self._failures_named():
-                self._head = _watched(self._path, self)
-        return self._head
+                head, self._unwatch = _watched(self._path, self)
+        self._head = head
+        return head
 
     def _connect(self) -> None:
         """Make sure that this thread has a connection, and that the file is still where it was."""
@@ -272,7 +277,8 @@ _HEADS: dict[tuple[int, int], tuple[_Head, set[int]]] = {}
 _HEADS_LOCK = threading.Lock()
 
 
-def _watched(path: Path, engine: SqliteEngine) -> _Head:
+def _watched(path: Path, engine: SqliteEngine) -> tuple[_Head, Callable[[], object]]:
+    """Return the head of the index of an engine's file, and what is to be called when it is of no more use."""
     index = beside(path, "-shm")
     try:
         found = index.stat()
@@ -284,12 +290,12 @@ def _watched(path: Path, engine: SqliteEngine) -> _Head:
             users.add(id(engine))
     except OSError as error:
         raise StoreUnavailable(f"{index}: {error.strerror}") from error
-    weakref.finalize(engine, _released, identity, id(engine))
-    return head
+    return head, weakref.finalize(engine, _released, identity, id(engine))
 
 
 def _opened(path: Path, index: Path) -> _Head:
-    connection = sqlite3.connect(looking_uri(path), uri=True, check_same_thread=False, isolation_level=None)
+    # It never writes, but may: the last connection to close folds the log into the file.
+    connection = sqlite3.connect(uri(path, "rw"), uri=True, check_same_thread=False, isolation_level=None)
     # Having read once, it keeps the log and its index from being removed by whoever is the last to close them.
     with closing(connection.execute("SELECT 1 FROM sqlite_master")) as cursor:
         cursor.fetchall()

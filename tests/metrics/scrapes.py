@@ -69,10 +69,6 @@ def measured(folder: Path, **settings: Any) -> Iterator[Service]:
         yield service
 
 
-def tell_of_what_is_to_come(service: Service) -> None:
-    """Tell of what no part of a server tells of yet: the cache, the follower, the lease and the barrier."""
-    telemetry = service.app._resources.telemetry
-    telemetry.cache_size("key", 3)
-    telemetry.applied(41)
-    telemetry.head(42)
-    telemetry.lease_left(1.5)
+def tell_of_a_lease(service: Service) -> None:
+    """Tell of what a server on SQLite has none of."""
+    service.app._resources.telemetry.lease_left(1.5)

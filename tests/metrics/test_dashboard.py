@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import server.metrics
 from tests.harness import Service, refused
-from tests.metrics.scrapes import appears, measured, scrape, tell_of_what_is_to_come
+from tests.metrics.scrapes import appears, measured, scrape, tell_of_a_lease
 from tests.operate.drive import METHODS
 from tests.wire.test_deadlines import LIST
 
@@ -44,7 +44,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Series:
 
 
 def after_some_work(service: Service) -> str:
-    tell_of_what_is_to_come(service)
+    tell_of_a_lease(service)
     service.operator.workspaces.ListWorkspaces(LIST)
     refused(service.client(None).workspaces.ListWorkspaces, LIST)
     service.app._housekeeper.run_once()

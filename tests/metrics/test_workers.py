@@ -2,105 +2,99 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
 import pytest
 from texture.auth.v1 import authorize_service_pb2 as pb
 
-from server.metrics.exposition import CannotListen, Workers, of_workers
+from server.metrics.exposition import CannotListen, of_workers
 from tests.harness import Client
 from tests.metrics.scrapes import AUTHORIZE, samples, scrape, shows, value
-from tests.operate.process import Server, serving
+from tests.operate.process import Server, run, serving, wait_until
 
 CALL = {"method": AUTHORIZE, "code": "OK"}
-
-
-def environment_of(metrics: Workers, number: str) -> Mapping[str, str]:
-    """Return what a supervisor adds to the environment of a worker."""
-    listen = "127.0.0.1:9"  # the supervisor's: no worker so much as looks at it
-    return {**metrics.environment, "TEXTURE_AUTH_WORKER": number, "TEXTURE_AUTH_METRICS_LISTEN": listen}
+TWO = ("--development", "--workers", "2", "--log-format", "json", "--metrics-listen", "127.0.0.1:0")
+GAUGES = ("worker_up", "worker_resident_memory_bytes", "threads", "threads_busy", "queue_calls")
 
 
 def call(server: Server, folder: Path, times: int) -> None:
-    """Have a worker answer some calls."""
-    with grpc.insecure_channel(server.address) as channel:
-        client = Client(channel, (folder / "var" / "operator.key").read_text().strip())
-        for _ in range(times):
-            client.authorize.Authorize(pb.AuthorizeRequest(api_key="x", permission="devices:list"))
+    """Have calls answered, each over a connection of its own."""
+    key = (folder / "var" / "operator.key").read_text().strip()
+    for _ in range(times):
+        with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            Client(channel, key).authorize.Authorize(pb.AuthorizeRequest(api_key="x", permission="devices:list"))
 
 
-def test_all_workers_are_in_one_scrape_and_one_that_died_leaves_its_counts(tmp_path: Path) -> None:
-    with ExitStack() as running, of_workers("127.0.0.1:0") as metrics:
-        where = metrics.address
-        assert samples(scrape(where)) == []
-        one = running.enter_context(serving(tmp_path, env=environment_of(metrics, "1")))
-        two = running.enter_context(serving(tmp_path, env=environment_of(metrics, "2")))
-        call(one, tmp_path, 2)
-        call(two, tmp_path, 3)
-        shows(where, 5, "rpc_duration_seconds_count", **CALL)
-        assert value(scrape(where), "rpc_duration_seconds_bucket", le="+Inf", **CALL) == 5
-        assert value(scrape(where), "decisions_total", reason="KEY_MALFORMED") == 5
-        assert value(scrape(where), "build_info", store="sqlite") == 1
-        assert value(scrape(where), "worker_up", worker="1") == value(scrape(where), "worker_up", worker="2") == 1
-        assert "_created" not in scrape(where)
-        assert "pid=" not in scrape(where)
+def address_of(server: Server) -> str:
+    """Return where a server's metrics are, by its log."""
+    (address,) = [line["address"] for line in server.log if line["event"] == "metrics served"]
+    return str(address)
 
-        one.process.kill()
-        one.exit_code()
-        metrics.forget("1")
+
+def pids(server: Server, event: str) -> list[tuple[int, int]]:
+    """Return the numbers and processes of the workers of which the log tells something, in order."""
+    return [(line["number"], line["pid"]) for line in server.log if line["event"] == event]
+
+
+def test_all_workers_are_in_one_scrape_and_those_that_end_leave_their_counts(tmp_path: Path) -> None:
+    with serving(tmp_path, *TWO) as server:
+        where = address_of(server)
+        call(server, tmp_path, 20)
+        shows(where, 20, "rpc_duration_seconds_count", **CALL)
+        text = scrape(where)
+        assert value(text, "rpc_duration_seconds_bucket", le="+Inf", **CALL) == 20
+        assert value(text, "decisions_total", reason="KEY_MALFORMED") == 20
+        assert value(text, "build_info", store="sqlite") == 1
+        assert value(text, "worker_up", worker="1") == value(text, "worker_up", worker="2") == 1
+        assert "_created" not in text
+        assert "pid=" not in text
+
+        # One that is killed takes its gauges along, and another one goes on with its counts.
+        _, pid = pids(server, "worker serves")[0]
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(pids(server, "worker serves")) == 3, "the worker is back")
+        shows(where, 2, "worker_up")
+        call(server, tmp_path, 10)
+        shows(where, 30, "rpc_duration_seconds_count", **CALL)
+
+        # Those that are replaced have written down all that they answered.
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(pids(server, "worker ended")) == 3, "both are replaced")
+        shows(where, 2, "worker_up")
+        shows(where, 30, "rpc_duration_seconds_count", **CALL)
         text = scrape(where)
         assert {sample.labels["worker"] for sample in samples(text) if "worker" in sample.labels} == {"1", "2"}
-        assert value(text, "worker_cpu_seconds_total", worker="1") is not None, "a counter stays"
-        for gauge in ("worker_up", "worker_resident_memory_bytes", "threads", "threads_busy", "queue_calls"):
-            assert value(text, gauge, worker="1") is None, gauge
-            assert value(text, gauge, worker="2") is not None, gauge
-        assert value(text, "rpc_duration_seconds_count", **CALL) == 5
-
-        again = running.enter_context(serving(tmp_path, env=environment_of(metrics, "1")))
-        call(again, tmp_path, 1)
-        shows(where, 6, "rpc_duration_seconds_count", **CALL)
-        shows(where, 2, "worker_up")
-        assert metrics.folder is not None
-        assert len({file.name for file in metrics.folder.iterdir() if "_1.db" in file.name}) == 4, "no more than before"
-
-        two.process.terminate()
-        assert two.exit_code() == 0
-        call(again, tmp_path, 1)
-        metrics.forget("2")
-        shows(where, 7, "rpc_duration_seconds_count", **CALL)
-        shows(where, 1, "worker_up")
+        for gauge in GAUGES:
+            assert value(text, gauge, worker="1") is not None, gauge
 
 
-def test_a_worker_writes_down_the_calls_that_it_answered_while_it_drained(tmp_path: Path) -> None:
-    with of_workers("127.0.0.1:0") as metrics, serving(tmp_path, env=environment_of(metrics, "1")) as worker:
-        call(worker, tmp_path, 4)
-        worker.process.terminate()
-        assert worker.exit_code() == 0
-        assert value(scrape(metrics.address), "rpc_duration_seconds_count", **CALL) == 4
+def test_a_worker_that_was_forgotten_has_no_gauges_but_its_counts(tmp_path: Path) -> None:
+    with of_workers("127.0.0.1:0") as metrics:
+        program = (
+            "import os; from server.metrics.process import ProcessMetrics;"
+            "metrics = ProcessMetrics('127.0.0.1:9', 1, os.environ, 'sqlite'); metrics.start();"
+            "metrics.telemetry.shed('queue_full'); metrics.stop()"
+        )
+        env = {**os.environ, **metrics.environment("1")}
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=env, cwd=tmp_path)
+        assert value(scrape(metrics.address), "worker_up", worker="1") is not None
+        metrics.forget("1")
+        text = scrape(metrics.address)
+        assert value(text, "worker_up", worker="1") is None
+        assert value(text, "sheds_total", why="queue_full") == 1
 
 
-def test_lines_of_a_workers_log_say_which_it_is(tmp_path: Path) -> None:
-    flags = ("--development", "--log-format", "json")
-    with serving(tmp_path, *flags, env={"TEXTURE_AUTH_WORKER": "3"}) as worker:
-        call(worker, tmp_path, 1)
-    assert worker.log
-    assert {line["worker"] for line in worker.log} == {"3"}
-    with serving(tmp_path, *flags) as alone:
-        pass
-    assert alone.log
-    assert not any("worker" in line for line in alone.log)
-
-
-def test_a_worker_without_a_folder_serves_and_writes_no_metrics(tmp_path: Path) -> None:
-    env = {"TEXTURE_AUTH_WORKER": "1", "TEXTURE_AUTH_METRICS_LISTEN": "127.0.0.1:9"}
-    with serving(tmp_path, env=env) as worker:
-        call(worker, tmp_path, 1)
-        assert worker.process.poll() is None
+def test_an_address_for_metrics_that_is_taken_is_a_refusal_to_start(tmp_path: Path) -> None:
+    with of_workers("127.0.0.1:0") as metrics:
+        assert metrics.address is not None
+        refused = run(tmp_path, "serve", *TWO[:-1], metrics.address)
+    assert refused.returncode != 0
+    assert "TEXTURE_AUTH_METRICS_LISTEN: cannot listen on" in refused.stderr
 
 
 def test_the_folder_of_a_supervisor_is_its_own_and_is_gone_afterwards(tmp_path: Path) -> None:
@@ -117,7 +111,7 @@ def test_the_folder_of_a_supervisor_is_its_own_and_is_gone_afterwards(tmp_path: 
 def test_without_an_address_a_supervisor_serves_nothing() -> None:
     with of_workers(None) as metrics:
         metrics.forget("1")
-        assert (metrics.address, metrics.folder, dict(metrics.environment)) == (None, None, {})
+        assert (metrics.address, metrics.folder, metrics.environment("1")) == (None, None, {})
 
 
 def test_an_address_that_is_taken_is_told_to_the_supervisor() -> None:
