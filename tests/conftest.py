@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,12 @@ import pytest
 from tests.harness import Service, first_start, prepare, running_service, untraced
 from tests.lending import Lender
 from tests.postgres import Postgres, running_postgres
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Run one process more than there are processors: some tests do little but wait."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")
@@ -46,12 +53,13 @@ def started_databases(postgres: Postgres) -> Iterator[Lender[Mapping[str, bytes]
 def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
     """A server of the test's own, on a database of its own: once on each kind."""
     if request.param == "sqlite":
-        with running_service(tmp_path) as running:
+        # What runs in this thread is the test, and a start as so many others.
+        with untraced(with_threads=False), running_service(tmp_path) as running:
             yield running
         return
     lender: Lender[Mapping[str, bytes]] = request.getfixturevalue("started_databases")
     # What the same test covers on SQLite is covered; the conformance suite covers what is peculiar to Postgres.
-    with untraced(), lender.lend() as database:
+    with untraced(with_threads=True), lender.lend() as database:
         prepare(tmp_path, database.prepared)
         with running_service(tmp_path, database=database.url) as running:
             yield running

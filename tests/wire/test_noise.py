@@ -48,10 +48,11 @@ def noisy(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     """A server for all tests of this module, on each kind of database."""
     folder = tmp_path_factory.mktemp("noise")
     if request.param == "sqlite":
-        with running_service(folder) as service:
+        with untraced(with_threads=False), running_service(folder) as service:
             yield service
         return
-    with untraced(), running_service(folder, database=request.getfixturevalue("postgres").new_database()) as service:
+    database = request.getfixturevalue("postgres").new_database()
+    with untraced(with_threads=True), running_service(folder, database=database) as service:
         yield service
 
 
