@@ -184,7 +184,7 @@ class FactCache:
         self._loads = threading.BoundedSemaphore(loads)
         self._stripes = [threading.Lock() for _ in range(STRIPES)]
         self._head = 0
-        # How often facts of each kind were looked up, and had to be asked of the store. Threads that count at the same
+        # How often facts of each kind were decided from, and had to be asked of the store. Threads that count at the same
         # moment may lose a count, which is cheaper than a lock.
         self._looked = dict.fromkeys(most, 0)
         self._missed = dict.fromkeys(most, 0)
@@ -249,8 +249,6 @@ class FactCache:
                 self._catch_up(at_least)
                 continue
             facts = {place: fact for place in wanted if (fact := self.look(*place)) is not None}
-            for kind, _ in wanted:
-                self._looked[kind] += 1
             if len(facts) < len(wanted):
                 if self._lapsed:
                     break
@@ -258,6 +256,8 @@ class FactCache:
                 continue
             done = work(Known(applied, facts))
             if self.still(applied):
+                for kind, _ in wanted:
+                    self._looked[kind] += 1
                 return done
             if self._lapsed:
                 break
