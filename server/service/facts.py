@@ -184,8 +184,8 @@ class FactCache:
         self._loads = threading.BoundedSemaphore(loads)
         self._stripes = [threading.Lock() for _ in range(STRIPES)]
         self._head = 0
-        # How often facts of each kind were decided from, and had to be asked of the store. Threads that count at the same
-        # moment may lose a count, which is cheaper than a lock.
+        # How often facts of each kind were decided from, and had to be asked of the store. Threads that count at the
+        # same moment may lose a count, which is cheaper than a lock.
         self._looked = dict.fromkeys(most, 0)
         self._missed = dict.fromkeys(most, 0)
         self._told = (dict(self._looked), dict(self._missed))
