@@ -238,8 +238,8 @@ class FactCache:
     def decide(self, wanted: Collection[Place], at_least: Revision | None, work: Callable[[Known], T]) -> T:
         """Return what `work` makes of facts: of one revision, that is current, and `at_least` a certain one or later.
 
-        The work may be done several times, and is to have no effects. Raises Refusal (REVISION_NOT_VERIFIABLE,
-        OVERLOADED), StoreUnavailable.
+        The work may be done several times, and is to have no effects. What it refuses counts as what it returns.
+        Raises Refusal (REVISION_NOT_VERIFIABLE, OVERLOADED), StoreUnavailable.
         """
         for _ in range(TRIES):
             applied = self._applied
@@ -254,11 +254,10 @@ class FactCache:
                     break
                 self._load([place for place in wanted if place not in facts])
                 continue
-            done = work(Known(applied, facts))
+            done = _attempt(work, Known(applied, facts))
             if self.still(applied):
-                for kind, _ in wanted:
-                    self._looked[kind] += 1
-                return done
+                self._count(wanted)
+                return done()
             if self._lapsed:
                 break
             if self._applied is applied:
@@ -297,6 +296,10 @@ class FactCache:
     def _lapsed(self) -> bool:
         """Tell whether nothing may be answered from memory, so that there is no use in filling it."""
         return self._store.version() is None and self._clock() >= self._fresh_until
+
+    def _count(self, places: Collection[Place]) -> None:
+        for kind, _ in places:
+            self._looked[kind] += 1
 
     def _reaches(self, applied: Revision, at_least: Revision | None) -> bool:
         if at_least is None or at_least == applied:
@@ -394,6 +397,20 @@ class FactCache:
             head = reader.head()
             values = _read_values(reader, wanted)
         return Known(head, {place: Fact(value) for place, value in values.items()})
+
+
+def _attempt(work: Callable[[Known], T], known: Known) -> Callable[[], T]:
+    """Do work, and return what hands over what came of it: a result, or a refusal, which is as stale as its facts."""
+    try:
+        done = work(known)
+    except Refusal as error:
+        refusal = error
+
+        def refuse() -> T:
+            raise refusal
+
+        return refuse
+    return lambda: done
 
 
 class SharedClock:

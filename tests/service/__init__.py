@@ -1,0 +1,1 @@
+"""The services by themselves, without a wire."""
