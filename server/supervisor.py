@@ -113,7 +113,7 @@ class _Worker:
     name: str
     process: subprocess.Popen[bytes]
     line: socket.socket
-    heard: bytes = b""
+    heard: bytes = field(default=b"", repr=False)
     served: float | None = None
     retired: bool = False
     end: float | None = None
