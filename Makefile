@@ -73,7 +73,7 @@ proto-drift: setup # the committed stubs are what the protos say
 		{ echo "generated/python differs from the protos: run 'make proto' and commit" >&2; exit 1; }
 
 lock: setup ## choose newer versions of every dependency
-	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-index-url \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-index-url --no-strip-extras \
 		--python-version 3.11 --extra dev pyproject.toml -o .ci/requirements.lock
 
 clean: ## remove the environment and the development server's state
