@@ -72,6 +72,7 @@ class Follower:
         self._acknowledged: Revision | None = None
         self._sign_of_life = float("-inf")
         self._fencing: dict[str, float] = {}
+        self._tidied = float("-inf")
         self._failing = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
@@ -175,7 +176,10 @@ class Follower:
         try:
             with deadline_within(TURN_SECONDS):
                 self.turn()
-                self.tidy()
+                # It writes, and is not urgent: not with every commit of others.
+                if self._clock() - self._tidied >= self._lease.total_seconds():
+                    self.tidy()
+                    self._tidied = self._clock()
         except StoreUnavailable as error:
             if not self._failing:
                 _log.warning("cannot follow", cause=str(error))
