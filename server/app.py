@@ -64,9 +64,13 @@ class Database:
 
 def connections_of(settings: Settings) -> int:
     """Return how many connections to Postgres a server takes at most; of several workers, each."""
-    # One for each call that is worked on, one for health, one for housekeeping, and two for following: to read, and to
-    # listen.
-    return settings.threads + 4
+    # One is outside the pool: the follower listens on it.
+    return _pooled_connections(settings) + 1
+
+
+def _pooled_connections(settings: Settings) -> int:
+    # One for each call that is worked on, one for health, one for housekeeping, and one for the follower to read.
+    return settings.threads + 3
 
 
 def open_database(settings: Settings, *, read_only: bool = False) -> Database:
@@ -78,7 +82,7 @@ def open_database(settings: Settings, *, read_only: bool = False) -> Database:
     if settings.sqlite_path is not None:
         engine = SqliteEngine(settings.sqlite_path, read_only=read_only)
     else:
-        engine = PostgresEngine(settings.database, connections_of(settings) - 1)
+        engine = PostgresEngine(settings.database, _pooled_connections(settings))
     return Database(engine, PeeweeStore(engine))
 
 

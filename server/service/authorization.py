@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -59,12 +59,7 @@ class AuthorizationService:
         What could not be made a question passes through as its refusal. Raises Refusal (REVISION_NOT_VERIFIABLE) for
         the token, StoreUnavailable.
         """
-        wanted: dict[Place, None] = {}
-        for question in questions:
-            if isinstance(question, Question) and question.presented.token is not None:
-                wanted[KEY, question.presented.token.public_id] = None
-                if is_device_id(question.device_id):
-                    wanted[DEVICE, question.device_id] = None
+        wanted = _wanted(questions)
         at_least = _decoded(at_least_revision)
         peppers, clock = self._resources.peppers, self._resources.clock
 
@@ -72,9 +67,10 @@ class AuthorizationService:
             now = clock()
             return Answers(tuple(_answer(question, known, peppers, now) for question in questions), known.revision)
 
-        done = self._resources.cache.decide(wanted, at_least, work)
-        while any(_over(answer, clock()) for answer in done.answers):
+        while True:
             done = self._resources.cache.decide(wanted, at_least, work)
+            if not _overtaken(done, clock()):
+                break
         answers = done.answers
         for question, answer in zip(questions, answers, strict=True):
             if isinstance(question, Question) and isinstance(answer, Answer):
@@ -119,6 +115,17 @@ def _valid_for(decision: Decision, now: datetime) -> timedelta | None:
     return None if decision.valid_until is None else decision.valid_until - now
 
 
+def _wanted(questions: Sequence[Question | Refusal]) -> Collection[Place]:
+    """Return the entities that the questions are about, each once."""
+    wanted: dict[Place, None] = {}
+    for question in questions:
+        if isinstance(question, Question) and question.presented.token is not None:
+            wanted[KEY, question.presented.token.public_id] = None
+            if is_device_id(question.device_id):
+                wanted[DEVICE, question.device_id] = None
+    return wanted
+
+
 def _answer(question: Question | Refusal, known: Known, peppers: Peppers, now: datetime) -> Answer | Refusal:
     """Answer one question from facts."""
     if isinstance(question, Refusal):
@@ -132,11 +139,10 @@ def _answer(question: Question | Refusal, known: Known, peppers: Peppers, now: d
     return Answer(decision, secrets.token_hex(12), _valid_for(decision, now))
 
 
-def _over(answer: Answer | Refusal, now: datetime) -> bool:
-    """Tell whether time has overtaken an answer since it was made (CONSISTENCY rule 5)."""
-    if isinstance(answer, Refusal) or answer.decision.valid_until is None:
-        return False
-    return now >= answer.decision.valid_until
+def _overtaken(done: Answers, now: datetime) -> bool:
+    """Tell whether time has overtaken any of the answers since they were made (CONSISTENCY rule 5)."""
+    decisions = (answer.decision for answer in done.answers if isinstance(answer, Answer))
+    return any(decision.valid_until is not None and now >= decision.valid_until for decision in decisions)
 
 
 def _decoded(at_least_revision: str) -> Revision | None:

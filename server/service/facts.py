@@ -195,11 +195,6 @@ class FactCache:
         """The revision that is reflected; None where nothing is."""
         return self._applied
 
-    @property
-    def fresh_until(self) -> float:
-        """The boot time until which answers may be given from memory, where that is by lease."""
-        return self._fresh_until
-
     def tell(self, telemetry: Telemetry) -> None:
         """Tell what is remembered, and what was looked up since this was told last. For one thread."""
         looked, missed = dict(self._looked), dict(self._missed)

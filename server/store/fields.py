@@ -12,6 +12,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
+def instant(microseconds: int) -> datetime:
+    """Return the instant of so many microseconds since 1970 UTC."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
 class InstantField(BigIntegerField):
     """An instant, as microseconds since 1970 UTC: exact, ordered, and the same on every database."""
 
@@ -21,7 +26,7 @@ class InstantField(BigIntegerField):
 
     def python_value(self, value: int | None) -> datetime | None:
         """Return the domain's value."""
-        return None if value is None else _EPOCH + timedelta(microseconds=value)
+        return None if value is None else instant(value)
 
 
 class DurationField(BigIntegerField):

@@ -213,13 +213,10 @@ class PeeweeReader:
             f'{place} LIMIT 1) FROM "revision"',
             (revision.number,),
         ).fetchall()
-        head = (
-            revision if (number, nonce) == (revision.number, revision.nonce) else Revision(UUID(epoch), number, nonce)
-        )
         if epoch != str(revision.epoch) or known != revision.nonce or number < revision.number:
             return None
         if number == revision.number:
-            return Changes(head, frozenset())
+            return Changes(revision, frozenset())
         found = self._database.execute_sql(
             'SELECT "revision", "entity_kind", "entity_id" FROM "change" '  # noqa: S608 - no values
             f'WHERE "revision" > {place} LIMIT {limit + 1}',
@@ -227,7 +224,8 @@ class PeeweeReader:
         ).fetchall()
         if len(found) > limit or len({row[0] for row in found}) != number - revision.number:
             return None
-        return Changes(head, frozenset((kind, entity_id) for _, kind, entity_id in found))
+        touched = frozenset((kind, entity_id) for _, kind, entity_id in found)
+        return Changes(Revision(UUID(epoch), number, nonce), touched)
 
     def members(self) -> Sequence[Member]:
         """Return the processes that are enrolled."""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import reduce
 from operator import or_
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from server.store.contract import News, OutcomeUnknown, StoreUnavailable, deadline_within, seconds_left
+from server.store.fields import instant
 
 T = TypeVar("T")
 
@@ -54,7 +55,6 @@ _CONNECTION = {
 }
 # On which every commit, and every acknowledgement of one, is announced.
 _CHANNEL = "texture_auth"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Any number will do, so long as every migration of this project takes the same.
 _MIGRATION_LOCK = 7_297_004
 
@@ -182,7 +182,7 @@ class PostgresEngine:
             if self._listener is not None:
                 self._listener.close()
                 self._listener = None
-            raise StoreUnavailable(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+            raise StoreUnavailable(_first_line(error)) from error
         return reduce(or_, (news for news in News if news.name in payloads), News(0))
 
     def now(self) -> datetime:
@@ -190,14 +190,14 @@ class PostgresEngine:
         ((microseconds,),) = self.database.execute_sql(
             "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
         ).fetchall()
-        return _EPOCH + timedelta(microseconds=microseconds)
+        return instant(microseconds)
 
     def commit(self) -> None:
         """Commit what `writing` or `noting` has opened. Raises OutcomeUnknown where the answer is lost on its way."""
         try:
             self.database.commit()
         except (peewee.OperationalError, peewee.InterfaceError) as error:
-            raise OutcomeUnknown(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+            raise OutcomeUnknown(_first_line(error)) from error
 
     @contextmanager
     def migrating(self) -> Iterator[peewee.Database]:
@@ -252,12 +252,11 @@ class PostgresEngine:
                         connection.rollback()
         except (peewee.IntegrityError, peewee.ProgrammingError) as error:
             # A fault of ours, not of the database. Its first line names the constraint; the rest quotes the row.
-            raise type(error)(str(error).splitlines()[0]) from None
+            raise type(error)(_first_line(error)) from None
         except PoolTimeout as error:
             raise StoreUnavailable("no connection to the database") from error
         except (peewee.DatabaseError, peewee.InterfaceError, psycopg.Error) as error:
-            # The first line: the rest may quote the statement.
-            raise StoreUnavailable(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+            raise StoreUnavailable(_first_line(error)) from error
 
     def _check(self, connection: _Connection) -> None:
         """Make sure that a connection which lay in the pool still leads to the database. Raises psycopg.Error."""
@@ -284,6 +283,11 @@ class PostgresEngine:
         if self._pool.closed:
             with self._opened:
                 self._pool.open()
+
+
+def _first_line(error: Exception) -> str:
+    """Return what an error says, or is: of several lines the first, since the others may quote a statement or a row."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _milliseconds(longest: float) -> int:

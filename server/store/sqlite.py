@@ -185,9 +185,8 @@ class SqliteEngine:
     def close(self) -> None:
         """Close the calling thread's connection, and stop watching; those of other threads close as the threads end."""
         self.database.close()
-        self._head, head = None, self._head
-        if head is not None:
-            self._unwatch()
+        self._head = None
+        self._unwatch()
 
     def _refuse_other_file(self) -> tuple[int, int]:
         """Make sure that the file is still where it was, and return which one it is."""
@@ -305,8 +304,9 @@ def _opened(path: Path, index: Path) -> _Head:
 
 def _released(identity: tuple[int, int], user: int) -> None:
     with _HEADS_LOCK:
-        head, users = _HEADS[identity]
+        # Two threads that began to watch at once have one place among the users, and let go of it twice.
+        head, users = _HEADS.get(identity, (None, set()))
         users.discard(user)
-        if not users:
+        if head is not None and not users:
             del _HEADS[identity]
             head.close()

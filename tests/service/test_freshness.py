@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +22,7 @@ from server.service import facts
 from server.service.barrier import _Roll
 from server.service.facts import FactCache, Reading, SharedClock
 from server.service.following import LEASE, Follower, Report, fenced_after
-from server.store.contract import KEY, Member
+from server.store.contract import KEY
 from server.store.peewee_store import PeeweeStore
 from server.store.sqlite import SqliteEngine
 from tests.builders import NOW, make_key, make_workspace
@@ -68,10 +67,6 @@ def template() -> bytes:
 class Freshness(RuleBasedStateMachine):
     """Processes that decide from memory, writers, and callers who wait for changes."""
 
-    new_cache: Callable[..., FactCache] = FactCache
-    new_follower: Callable[..., Follower] = Follower
-    new_roll: Callable[..., _Roll] = _Roll
-
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="fresh-"))
@@ -81,7 +76,6 @@ class Freshness(RuleBasedStateMachine):
         self.names: Names = dict.fromkeys(KEYS)
         self.history: dict[int, Names] = {}
         self.rolls: list[tuple[Revision, _Roll]] = []
-        self.listed: dict[int, tuple[dict[str, Member], float]] = {}
         self.promised = 0
         with self.store.read() as reader:
             self.history[reader.head().number] = dict(self.names)
@@ -99,8 +93,8 @@ class Freshness(RuleBasedStateMachine):
         return self.now
 
     def new_process(self) -> Process:
-        made = type(self).new_cache(self.store, keys=MOST, devices=MOST, loads=4, clock=self.clock)
-        follower = type(self).new_follower(self.store, made, SharedClock(self.clock), lambda: None, clock=self.clock)
+        made = FactCache(self.store, keys=MOST, devices=MOST, loads=4, clock=self.clock)
+        follower = Follower(self.store, made, SharedClock(self.clock), lambda: None, clock=self.clock)
         return Process(made, follower)
 
     @rule(seconds=st.sampled_from([0.01, 0.3, 1.0, LEASE.total_seconds(), fenced_after(LEASE).total_seconds()]))
@@ -119,7 +113,7 @@ class Freshness(RuleBasedStateMachine):
                 writer.replace_key(replace(key, update_time=NOW))
         self.names = self.names | {key_id: name}
         self.history[writer.revision.number] = dict(self.names)
-        self.rolls.append((writer.revision, type(self).new_roll(writer.revision, self.now)))
+        self.rolls.append((writer.revision, _Roll(writer.revision, self.now)))
 
     @rule(data=st.data())
     def somebody_looks_who_has_applied_a_change(self, data: st.DataObject) -> None:
