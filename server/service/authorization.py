@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,12 +14,11 @@ from server.domain.decision import Decision, Question, decide
 from server.domain.errors import Refusal
 from server.domain.explanation import Explanation, explain
 from server.domain.model import Key
-from server.domain.peppers import Peppers
 from server.domain.revision import Revision, decode
 from server.domain.validation import is_device_id
 from server.service.base import Resources, require_key
 from server.service.exposures import ExposureService
-from server.service.facts import Known, Place, not_verifiable, verify
+from server.service.facts import Fact, Known, Place, not_verifiable, verify
 from server.service.rehashing import Rehashing
 from server.store.contract import DEVICE, KEY, StoreUnavailable
 
@@ -27,11 +27,16 @@ _log = structlog.get_logger("texture_auth.authorization")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A decision as it is given out. `valid_for` is None where time alone changes nothing."""
+    """A decision as it is given out. `valid_for` is None where time alone changes nothing.
+
+    Where the same question may be answered alike for as long as facts stand, and nothing else is to be done about it,
+    `grounds` are those facts; otherwise they are empty.
+    """
 
     decision: Decision
     decision_id: str
     valid_for: timedelta | None
+    grounds: tuple[Fact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +47,28 @@ class Answers:
     revision: Revision
 
 
-class AuthorizationService:
-    """Answers whether the holders of keys may do things."""
+class DecisionIds:
+    """Names decisions: a process at random, and its decisions by number. Safe for use by many threads."""
 
-    def __init__(self, resources: Resources, exposures: ExposureService, rehashing: Rehashing) -> None:
+    def __init__(self) -> None:
+        self._process = secrets.token_hex(6)
+        self._numbers = itertools.count(secrets.randbits(32))
+
+    def __call__(self) -> str:
+        """Return the next name: 24 hexadecimal digits."""
+        return f"{self._process}{next(self._numbers):012x}"
+
+
+class AuthorizationService:
+    """Answers whether the holders of keys may do things. `next_id` names its decisions."""
+
+    def __init__(
+        self, resources: Resources, exposures: ExposureService, rehashing: Rehashing, next_id: Callable[[], str]
+    ) -> None:
         self._resources = resources
         self._exposures = exposures
         self._rehashing = rehashing
+        self._next_id = next_id
 
     def answer(self, questions: Sequence[Question | Refusal], at_least_revision: str, caller_id: str) -> Answers:
         """Answer questions from one snapshot, at the revision of a token or later; an empty token asks for none.
@@ -61,11 +81,11 @@ class AuthorizationService:
         """
         wanted = _wanted(questions)
         at_least = _decoded(at_least_revision)
-        peppers, clock = self._resources.peppers, self._resources.clock
+        clock = self._resources.clock
 
         def work(known: Known) -> Answers:
             now = clock()
-            return Answers(tuple(_answer(question, known, peppers, now) for question in questions), known.revision)
+            return Answers(tuple(self._answer(question, known, now) for question in questions), known.revision)
 
         while True:
             done = self._resources.cache.decide(wanted, at_least, work)
@@ -110,6 +130,24 @@ class AuthorizationService:
         explanation = explain(question, api_key, key, device, self._resources.peppers, now)
         return explanation, _valid_for(explanation.decision, now), revision
 
+    def _answer(self, question: Question | Refusal, known: Known, now: datetime) -> Answer | Refusal:
+        """Answer one question from facts."""
+        if isinstance(question, Refusal):
+            return question
+        token, peppers = question.presented.token, self._resources.peppers
+        key = None if token is None else known.value(KEY, token.public_id)
+        try:
+            decision = decide(question, key, known.value(DEVICE, question.device_id), peppers, now)
+        except Refusal as refusal:
+            return refusal
+        grounds: tuple[Fact, ...] = ()
+        generation = decision.generation
+        if token is not None and decision.allowed and generation and generation.pepper_id == peppers.signing_id:
+            grounds = (known.facts[KEY, token.public_id],)
+            if question.device_id:
+                grounds += (known.facts[DEVICE, question.device_id],)
+        return Answer(decision, self._next_id(), _valid_for(decision, now), grounds)
+
 
 def _valid_for(decision: Decision, now: datetime) -> timedelta | None:
     return None if decision.valid_until is None else decision.valid_until - now
@@ -124,19 +162,6 @@ def _wanted(questions: Sequence[Question | Refusal]) -> Collection[Place]:
             if is_device_id(question.device_id):
                 wanted[DEVICE, question.device_id] = None
     return wanted
-
-
-def _answer(question: Question | Refusal, known: Known, peppers: Peppers, now: datetime) -> Answer | Refusal:
-    """Answer one question from facts."""
-    if isinstance(question, Refusal):
-        return question
-    token = question.presented.token
-    key = None if token is None else known.value(KEY, token.public_id)
-    try:
-        decision = decide(question, key, known.value(DEVICE, question.device_id), peppers, now)
-    except Refusal as refusal:
-        return refusal
-    return Answer(decision, secrets.token_hex(12), _valid_for(decision, now))
 
 
 def _overtaken(done: Answers, now: datetime) -> bool:

@@ -17,9 +17,13 @@ from server.domain.model import Caller, Generation
 from server.domain.token import TokenKind, new_id, parse
 from server.domain.validation import Fields
 from server.service.base import Call, Issued, Listing, Mutation, Resources, repeated
-from server.service.facts import Known
+from server.service.facts import Fact, Known
+from server.service.memo import Conclusion, Memo
 from server.service.rehashing import Rehashing
 from server.store.contract import CALLER, CERTIFICATE_NAME, Duplicate, Reader, Writer
+
+# How many callers are recognised without comparing their secrets again.
+MOST_RECOGNISED = 1_000
 
 UPDATABLE = ("display_name", "roles", "certificate_names")
 
@@ -39,9 +43,15 @@ class CallerService:
     def __init__(self, resources: Resources, rehashing: Rehashing | None = None) -> None:
         self._resources = resources
         self._rehashing = rehashing
+        self._recognised: Memo[Caller] = Memo(resources.cache, resources.clock, MOST_RECOGNISED)
 
     def authenticate(self, credential: str) -> Caller:
         """Return the caller whose `svc` key this is. Raises Refusal (CALLER_CREDENTIAL_*, CALLER_REVOKED)."""
+        raw = credential.encode("utf-8", "surrogatepass")
+        known = self._recognised.current(raw)
+        if known is not None:
+            self._resources.cache.count(CALLER, 1)
+            return known.value
         token = parse(credential)
         if token is None or token.kind is not TokenKind.SERVICE:
             raise Refusal(
@@ -49,14 +59,15 @@ class CallerService:
             )
         peppers, now = self._resources.peppers, self._resources.clock()
 
-        def recognise(known: Known) -> tuple[Caller | None, Generation | None]:
+        def recognise(known: Known) -> tuple[Caller | None, Generation | None, tuple[Fact, ...]]:
             caller: Caller | None = known.value(CALLER, token.public_id)
             if caller is None:
-                return None, None
+                return None, None, ()
             ended = caller.revoke_time is not None
-            return caller, find_generation(token, caller.generations, peppers, now, ended=ended)
+            generation = find_generation(token, caller.generations, peppers, now, ended=ended)
+            return caller, generation, (known.facts[CALLER, token.public_id],)
 
-        caller, generation = self._resources.cache.decide([(CALLER, token.public_id)], None, recognise)
+        caller, generation, grounds = self._resources.cache.decide([(CALLER, token.public_id)], None, recognise)
         if caller is None or generation is None:
             raise Refusal(ErrorReason.CALLER_CREDENTIAL_UNKNOWN, "there is no such credential")
         _check_live(caller)
@@ -66,7 +77,9 @@ class CallerService:
                 "the credential was replaced by a rotation; the caller's new one works",
                 metadata={"caller_id": caller.caller_id},
             )
-        if self._rehashing is not None:
+        if generation.pepper_id == peppers.signing_id:
+            self._recognised.keep(raw, Conclusion(caller, grounds, generation.retire_time))
+        elif self._rehashing is not None:
             self._rehashing.offer(token, generation)
         return caller
 

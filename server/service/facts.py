@@ -72,9 +72,9 @@ class Fact:
 
     __slots__ = ("live", "used", "value")
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, *, live: bool = True) -> None:
         self.value = value
-        self.live = True
+        self.live = live
         self.used = False
 
 
@@ -195,6 +195,10 @@ class FactCache:
         """The revision that is reflected; None where nothing is."""
         return self._applied
 
+    def count(self, kind: str, hits: int) -> None:
+        """Take note of facts that something was decided from without asking for them here."""
+        self._looked[kind] += hits
+
     def tell(self, telemetry: Telemetry) -> None:
         """Tell what is remembered, and what was looked up since this was told last. For one thread."""
         looked, missed = dict(self._looked), dict(self._missed)
@@ -230,6 +234,12 @@ class FactCache:
         # Last, since a lease, or a version, may be of a later revision.
         return current and applied is self._applied and applied is not None
 
+    def reaches(self, applied: Revision, at_least: Revision | None) -> bool:
+        """Tell whether a revision that was `applied` is known to be a certain one or later in its history."""
+        if at_least is None or at_least == applied:
+            return True
+        return at_least in self._history.known and at_least.number <= applied.number
+
     def decide(self, wanted: Collection[Place], at_least: Revision | None, work: Callable[[Known], T]) -> T:
         """Return what `work` makes of facts: of one revision, that is current, and `at_least` a certain one or later.
 
@@ -238,7 +248,7 @@ class FactCache:
         """
         for _ in range(TRIES):
             applied = self._applied
-            if applied is None or not self._reaches(applied, at_least):
+            if applied is None or not self.reaches(applied, at_least):
                 if self._lapsed:
                     break
                 self._catch_up(at_least)
@@ -251,7 +261,8 @@ class FactCache:
                 continue
             done = _attempt(work, Known(applied, facts))
             if self.still(applied):
-                self._count(wanted)
+                for kind, _ in wanted:
+                    self._looked[kind] += 1
                 return done()
             if self._lapsed:
                 break
@@ -291,15 +302,6 @@ class FactCache:
     def _lapsed(self) -> bool:
         """Tell whether nothing may be answered from memory, so that there is no use in filling it."""
         return self._store.version() is None and self._clock() >= self._fresh_until
-
-    def _count(self, places: Collection[Place]) -> None:
-        for kind, _ in places:
-            self._looked[kind] += 1
-
-    def _reaches(self, applied: Revision, at_least: Revision | None) -> bool:
-        if at_least is None or at_least == applied:
-            return True
-        return at_least in self._history.known and at_least.number <= applied.number
 
     def _catch_up(self, at_least: Revision | None) -> None:
         """Apply what has changed; find out about a revision that an answer is to be of. Raises Refusal."""
@@ -391,7 +393,8 @@ class FactCache:
                 verify(reader, at_least)
             head = reader.head()
             values = _read_values(reader, wanted)
-        return Known(head, {place: Fact(value) for place, value in values.items()})
+        # Nobody will hear of their end, so nothing may be concluded from them for later.
+        return Known(head, {place: Fact(value, live=False) for place, value in values.items()})
 
 
 def _attempt(work: Callable[[Known], T], known: Known) -> Callable[[], T]:

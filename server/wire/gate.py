@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
 
 from server.domain.errors import ErrorReason, Refusal, Violation
 from server.domain.model import Caller
@@ -29,6 +28,7 @@ from server.wire.limits import (
     on_pool,
     seconds_for,
 )
+from server.wire.messages import parsed
 from server.wire.rpc import CURRENT, Rpc
 from server.wire.tls import certificate_names
 
@@ -106,13 +106,13 @@ class Gate(grpc.ServerInterceptor):
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(on_pool(handler.unary_stream, pool), deserialize, serialize)
         behavior = handler.unary_unary
-        if behavior is None or deserialize is None:  # pragma: no cover - as generated
+        if behavior is None:  # pragma: no cover - there is no other kind
             raise TypeError(handler)
 
         def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             try:
                 message = self._house.arrivals.receive(messages, context, OPEN_MESSAGE_SECONDS)
-                request = _parsed(message, deserialize)
+                request = _request(message, deserialize)
             except Refusal as error:
                 refusal = error
             else:
@@ -137,7 +137,7 @@ class Gate(grpc.ServerInterceptor):
     def _unary(self, method: str, handler: Handler) -> Callable[[Iterator[bytes], grpc.ServicerContext], Any]:
         behavior = handler.unary_unary
         deserialize = handler.request_deserializer
-        if behavior is None or deserialize is None:  # pragma: no cover - as generated
+        if behavior is None:  # pragma: no cover - it is called for no others
             raise TypeError(method)
 
         def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
@@ -152,7 +152,7 @@ class Gate(grpc.ServerInterceptor):
                     self._admit(rpc, context)
                     CURRENT.set(rpc)
                     raw = self._house.arrivals.receive(messages, context, min(seconds, MESSAGE_SECONDS))
-                    response = behavior(_parsed(raw, deserialize), context)
+                    response = behavior(_request(raw, deserialize), context)
                 except Exception as error:  # noqa: BLE001 - every failure has an answer
                     refusal = self._refused(rpc, error, started)
                 else:
@@ -250,7 +250,8 @@ def _credential(context: grpc.ServicerContext) -> str | None:
     return None
 
 
-def _parsed(raw: bytes, deserialize: Callable[[bytes], Any]) -> Any:
+def _request(raw: bytes, deserialize: Callable[[bytes], Any] | None) -> Any:
+    """Return the request that bytes are, which is the bytes where a method takes them as they are."""
     if len(raw) > MAXIMUM_MESSAGE_BYTES:
         description = f"has {len(raw)} bytes, more than {MAXIMUM_MESSAGE_BYTES}"
         raise Refusal(
@@ -258,15 +259,7 @@ def _parsed(raw: bytes, deserialize: Callable[[bytes], Any]) -> Any:
             f"the message {description}",
             violations=(Violation("", description),),
         )
-    try:
-        return deserialize(raw)
-    except DecodeError:
-        description = "is not a message of the type that this RPC takes"
-        raise Refusal(
-            ErrorReason.MESSAGE_MALFORMED,
-            f"the request {description}",
-            violations=(Violation("", description),),
-        ) from None
+    return raw if deserialize is None else parsed(raw, deserialize)
 
 
 def _log_call(rpc: Rpc, code: grpc.StatusCode, started: float, **more: object) -> None:

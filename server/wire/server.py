@@ -11,7 +11,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from texture.auth.v1 import (
     authorize_service_pb2,
-    authorize_service_pb2_grpc,
     caller_service_pb2,
     caller_service_pb2_grpc,
     connect_service_pb2,
@@ -24,7 +23,7 @@ from texture.auth.v1 import (
     workspace_service_pb2_grpc,
 )
 
-from server.service.authorization import AuthorizationService
+from server.service.authorization import AuthorizationService, DecisionIds
 from server.service.base import Resources
 from server.service.callers import CallerService
 from server.service.connect import ConnectService
@@ -38,7 +37,8 @@ from server.service.workspaces import WorkspaceService
 from server.wire.gate import Gate, House
 from server.wire.health import HealthMonitor
 from server.wire.limits import Arrivals, CountingPool, Limits
-from server.wire.servicers.authorize import AuthorizeServicer
+from server.wire.repeats import Repeats
+from server.wire.servicers import authorize
 from server.wire.servicers.callers import CallerServicer
 from server.wire.servicers.connect import ConnectServicer
 from server.wire.servicers.devices import DeviceServicer
@@ -100,8 +100,13 @@ class GrpcServer:
         self._server = grpc.server(self._pool, interceptors=[Gate(house)], options=limits.options)
         clock = resources.clock
         exposures = ExposureService(resources)
-        authorize_service_pb2_grpc.add_AuthorizeServiceServicer_to_server(
-            AuthorizeServicer(AuthorizationService(resources, exposures, rehashing)), self._server
+        next_id = DecisionIds()
+        authorize.add_to_server(
+            authorize.AuthorizeServicer(
+                AuthorizationService(resources, exposures, rehashing, next_id),
+                Repeats(resources.cache, clock, next_id, resources.telemetry),
+            ),
+            self._server,
         )
         key_service_pb2_grpc.add_KeyServiceServicer_to_server(
             KeyServicer(KeyService(resources), RevocationService(resources), clock), self._server

@@ -34,7 +34,7 @@ from server.domain.kinds import KeyKind, Role
 from server.domain.lifecycle import Rotation, mint_generation
 from server.domain.peppers import Pepper, Peppers
 from server.domain.token import TokenKind, mint, parse, redact
-from server.service.authorization import AuthorizationService
+from server.service.authorization import AuthorizationService, DecisionIds
 from server.service.base import Call
 from server.service.callers import CallerFields, CallerService
 from server.service.connect import ConnectService
@@ -344,7 +344,7 @@ def objects_of(service: Service) -> Iterator[tuple[Any, list[str]]]:
     yield completion, [link.value.secret, completion.value.scoped_key.secret]
     caller = callers.create_caller(call, "device-api", CallerFields(roles=[Role.AUTHORIZER]))
     yield (caller, callers.authenticate(caller.value.secret)), [caller.value.secret]
-    authorization = AuthorizationService(resources, exposures, rehashing)
+    authorization = AuthorizationService(resources, exposures, rehashing, DecisionIds())
     question = ask(api_key, "devices:list", "", Context())
     yield authorization.answer([question], "", "operator"), [api_key]
     yield authorization.explain(question, api_key, "", ""), [api_key]

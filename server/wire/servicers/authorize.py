@@ -2,58 +2,131 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import grpc
 from texture.auth.v1 import authorize_service_pb2 as pb
-from texture.auth.v1 import authorize_service_pb2_grpc, error_pb2
+from texture.auth.v1 import error_pb2
 
 from server.domain.decision import Question, ask
 from server.domain.errors import Refusal, invalid
-from server.domain.reasons import OUTCOMES
+from server.domain.reasons import OUTCOMES, Reason
+from server.domain.revision import Revision
 from server.domain.validation import BATCH, Fields
 from server.service.authorization import Answer, AuthorizationService
 from server.wire import convert
+from server.wire.messages import parsed
+from server.wire.repeats import BATCH_REQUEST, BATCH_RESPONSE, Found, Repeats
 from server.wire.rpc import CURRENT, log_part, note
 
+SERVICE = pb.DESCRIPTOR.services_by_name["AuthorizeService"]
 
-class AuthorizeServicer(authorize_service_pb2_grpc.AuthorizeServiceServicer):
-    """AuthorizeService, as `authorize_service.proto` describes it."""
 
-    def __init__(self, service: AuthorizationService) -> None:
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """The answers to a batch as bytes (BatchAnswer), and those of them that had to be worked out."""
+
+    messages: list[bytes]
+    revision: Revision
+    worked_out: list[tuple[Question | Refusal, Answer | Refusal]]
+
+
+def add_to_server(servicer: AuthorizeServicer, server: grpc.Server) -> None:
+    """Have a server serve AuthorizeService."""
+    explain = grpc.unary_unary_rpc_method_handler(
+        servicer.ExplainAuthorization,
+        pb.ExplainAuthorizationRequest.FromString,
+        pb.ExplainAuthorizationResponse.SerializeToString,
+    )
+    handlers = {
+        "Authorize": grpc.unary_unary_rpc_method_handler(servicer.Authorize),
+        "BatchAuthorize": grpc.unary_unary_rpc_method_handler(servicer.BatchAuthorize),
+        "ExplainAuthorization": explain,
+    }
+    server.add_registered_method_handlers(SERVICE.full_name, handlers)
+
+
+class AuthorizeServicer:
+    """AuthorizeService, as `authorize_service.proto` describes it.
+
+    Authorize and BatchAuthorize take and give messages as they are on the wire.
+    """
+
+    def __init__(self, service: AuthorizationService, repeats: Repeats) -> None:
         self._service = service
+        self._repeats = repeats
 
-    def Authorize(self, request: pb.AuthorizeRequest, context: grpc.ServicerContext) -> pb.AuthorizeResponse:
+    def Authorize(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """Answer one question."""
+        rpc = CURRENT.get()
+        again = self._repeats.answer(raw)
+        if again is not None:
+            rpc.routine = True
+            rpc.notes = _notes(again.allowed.permission, Reason.PERMITTED, again.allowed.key_id, again.decision_id)
+            return again.message
+        request = parsed(raw, pb.AuthorizeRequest.FromString)
         question = _question(request)
-        answers = self._service.answer([question], request.at_least_revision, CURRENT.get().caller_id)
+        answers = self._service.answer([question], request.at_least_revision, rpc.caller_id)
         (answer,) = answers.answers
         if isinstance(answer, Refusal):
             raise answer
+        self._repeats.keep(raw, question, answer)
         note(**_loggable(question, answer))
-        CURRENT.get().routine = answer.decision.allowed
-        return convert.answer(answer, answers.revision.encode())
+        rpc.routine = answer.decision.allowed
+        return convert.answer(answer, answers.revision.encode()).SerializeToString()
 
-    def BatchAuthorize(
-        self, request: pb.BatchAuthorizeRequest, context: grpc.ServicerContext
-    ) -> pb.BatchAuthorizeResponse:
+    def BatchAuthorize(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """Answer many questions."""
+        request: Any = parsed(raw, BATCH_REQUEST.FromString)
+        raws = list(request.questions)
         fields = Fields()
-        if not 1 <= len(request.questions) <= BATCH:
-            fields.fault("questions", f"must have 1 to {BATCH} entries, has {len(request.questions)}")
+        if not 1 <= len(raws) <= BATCH:
+            fields.fault("questions", f"must have 1 to {BATCH} entries, has {len(raws)}")
         fields.refuse_if_invalid()
-        questions = [_question_or_refusal(question) for question in request.questions]
-        answers = self._service.answer(questions, request.at_least_revision, CURRENT.get().caller_id)
-        revision = answers.revision.encode()
-        for question, answer in zip(questions, answers.answers, strict=True):
+        found = self._repeats.find_all(raws, request.at_least_revision)
+        batch = self._answer_rest(raws, request.at_least_revision, found) if found.count else None
+        if batch is None:
+            # Nothing was found, or something was committed meanwhile, and what was found may be of before.
+            batch = self._work_out(raws, request.at_least_revision)
+        for question, answer in batch.worked_out:
             if isinstance(question, Question) and isinstance(answer, Answer) and not answer.decision.allowed:
                 log_part(**_loggable(question, answer))
             elif isinstance(answer, Refusal):
                 log_part(error_reason=answer.reason.name, **answer.metadata)
-        allowed = sum(isinstance(answer, Answer) and answer.decision.allowed for answer in answers.answers)
-        note(questions=len(questions), allowed=allowed)
-        CURRENT.get().routine = allowed == len(questions)
-        return pb.BatchAuthorizeResponse(
-            answers=[_batch_answer(answer, revision) for answer in answers.answers], revision=revision
-        )
+        refused = sum(isinstance(answer, Refusal) or not answer.decision.allowed for _, answer in batch.worked_out)
+        note(questions=len(raws), allowed=len(raws) - refused)
+        CURRENT.get().routine = refused == 0
+        return BATCH_RESPONSE(answers=batch.messages, revision=batch.revision.encode()).SerializeToString()
+
+    def _answer_rest(self, raws: Sequence[bytes], at_least_revision: str, found: Found) -> _Batch | None:
+        """Answer what was not found; return None where that came out at another revision, or time has gone on."""
+        missing = [number for number, one in enumerate(found.conclusions) if one is None]
+        rest = None
+        if missing:
+            rest = self._work_out([raws[number] for number in missing], at_least_revision)
+            if rest.revision != found.applied:
+                return None
+        messages = self._repeats.write(found)
+        if messages is None or found.applied is None:
+            return None
+        if rest is None:
+            return _Batch(messages, found.applied, [])
+        for number, message in zip(missing, rest.messages, strict=True):
+            messages[number] = message
+        return _Batch(messages, found.applied, rest.worked_out)
+
+    def _work_out(self, raws: Sequence[bytes], at_least_revision: str) -> _Batch:
+        questions = [_question_or_refusal(parsed(raw, pb.Question.FromString)) for raw in raws]
+        answers = self._service.answer(questions, at_least_revision, CURRENT.get().caller_id)
+        worked_out = list(zip(questions, answers.answers, strict=True))
+        for raw, (question, answer) in zip(raws, worked_out, strict=True):
+            if isinstance(question, Question) and isinstance(answer, Answer):
+                self._repeats.keep(raw, question, answer)
+        revision = answers.revision.encode()
+        messages = [_batch_answer(answer, revision).SerializeToString() for answer in answers.answers]
+        return _Batch(messages, answers.revision, worked_out)
 
     def ExplainAuthorization(
         self, request: pb.ExplainAuthorizationRequest, context: grpc.ServicerContext
@@ -96,13 +169,19 @@ def _question_or_refusal(message: pb.Question) -> Question | Refusal:
 
 def _loggable(question: Question, answer: Answer) -> dict[str, object]:
     """Return what the log says of a decision."""
-    decision = answer.decision
+    key = answer.decision.key
+    return _notes(
+        question.permission.value, answer.decision.reason, None if key is None else key.key_id, answer.decision_id
+    )
+
+
+def _notes(permission: str, reason: Reason, key_id: str | None, decision_id: str) -> dict[str, object]:
     return {
-        "permission": question.permission.value,
-        "decision": "ALLOW" if decision.allowed else "DENY",
-        "reason": decision.reason.name,
-        "key_id": None if decision.key is None else decision.key.key_id,
-        "decision_id": answer.decision_id,
+        "permission": permission,
+        "decision": "ALLOW" if reason is Reason.PERMITTED else "DENY",
+        "reason": reason.name,
+        "key_id": key_id,
+        "decision_id": decision_id,
     }
 
 
