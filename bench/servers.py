@@ -15,9 +15,9 @@ import grpc
 from texture.auth.v1 import authorize_service_pb2 as pb
 from texture.auth.v1 import key_pb2
 
+from server.app import DECIDING_THREADS
 from server.cli.root import root
 from server.domain.kinds import Role
-from server.settings import Settings
 from server.wire import policy
 from server.wire.rpc import CURRENT
 
@@ -53,8 +53,8 @@ def constant(arguments: list[str]) -> None:
 
 
 def bare() -> None:
-    """Serve `METHOD` and nothing else, with as many threads as the product has."""
-    server = grpc.server(ThreadPoolExecutor(Settings.model_fields["threads"].default))
+    """Serve `METHOD` and nothing else, with as many threads as the product has for it, which is best for both."""
+    server = grpc.server(ThreadPoolExecutor(DECIDING_THREADS))
     server.add_generic_rpc_handlers((_handlers(lambda _request, _context: ANSWER),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

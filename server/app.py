@@ -39,6 +39,11 @@ from server.wire.tls import CertificateFiles, CertificateInvalid, ReloadingCrede
 from server.worker import worker_number
 
 DEVELOPMENT_CALLER = "dev-operator"
+# One thread decides at a time, whatever their number, and another one may take in a message meanwhile; more of them only
+# get into each other's way. Those that wait for the store let others go on.
+DECIDING_THREADS = 2
+# For each thread that works on calls, how many others may wait for the store, or for other processes.
+WAITING_FOR_EACH_THREAD = 4
 # Who is named in events for what is done on the database itself.
 BOOTSTRAP_CALLER = "bootstrap"
 
@@ -277,9 +282,10 @@ def _resources(
         store,
         keys=settings.cached_keys,
         devices=settings.cached_devices,
-        loads=max(1, settings.threads * 3 // 4),
+        loads=settings.threads * WAITING_FOR_EACH_THREAD,
+        telemetry=telemetry,
     )
-    telemetry.sample(lambda: cache.tell(telemetry))
+    telemetry.sample(cache.tell)
     return Resources(store, peppers, clock, cache, Barrier(store, telemetry), telemetry)
 
 
@@ -329,6 +335,8 @@ class Signals:
 def _limits(settings: Settings) -> Limits:
     return Limits(
         threads=settings.threads,
+        deciding_threads=DECIDING_THREADS,
+        aside=settings.threads * WAITING_FOR_EACH_THREAD,
         queue=settings.queue,
         connections=settings.connections,
         default_deadline_seconds=settings.default_deadline_seconds,

@@ -78,12 +78,18 @@ class Settings(BaseSettings):
         description="HOST:PORT to serve metrics on, to Prometheus: GET /metrics, in plain text and to whoever asks, so "
         "an address within. None by default.",
     )
-    threads: int = Field(default=8, ge=1, le=256, description="How many calls are worked on at once.")
+    threads: int = Field(
+        default=8,
+        ge=1,
+        le=256,
+        description="How many calls are worked on at once, beside decisions, which have two threads of their own.",
+    )
     queue: int = Field(
         default=128,
         ge=1,
         le=100_000,
-        description="How many calls may wait for a thread; further ones are RESOURCE_EXHAUSTED at once.",
+        description="How many decisions, and how many other calls, may wait for a thread; further ones are "
+        "RESOURCE_EXHAUSTED at once. A caller alone may take seven parts of eight.",
     )
     connections: int = Field(
         default=10_000, ge=1, description="How many connections may be open at once; further ones are closed at once."

@@ -24,7 +24,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from server.domain.reasons import Reason
-from server.service.telemetry import BarrierOutcome, CacheKind, ChoreOutcome, Shed, Telemetry
+from server.service.telemetry import BarrierOutcome, CacheKind, ChoreOutcome, DeskName, Shed, Telemetry
 
 T = TypeVar("T")
 Labels = tuple[str, ...]
@@ -90,10 +90,10 @@ class PrometheusTelemetry(Telemetry):
         self._applied = self._gauge("revision_applied", "The revision that decisions are made from.")
         self._head = self._gauge("revision_head", "The newest revision that the store is known to have.")
         self._lease = self._gauge("lease_left_seconds", "How long decisions may still be made from the cache.")
-        self._threads_busy = self._gauge("threads_busy", "Threads that work on calls.")
-        self._threads = self._gauge("threads", "Threads for calls.")
-        self._queue_calls = self._gauge("queue_calls", "Calls that wait for a thread.")
-        self._queue_limit = self._gauge("queue_limit_calls", "Calls that may wait for a thread.")
+        self._threads_busy = self._gauge("threads_busy", "Calls that are worked on, those that wait included.", "desk")
+        self._threads = self._gauge("threads", "Calls that are worked on at once.", "desk")
+        self._queue_calls = self._gauge("queue_calls", "Calls that wait for a thread.", "desk")
+        self._queue_limit = self._gauge("queue_limit_calls", "Calls that may wait for a thread.", "desk")
         self._memory = self._gauge("worker_resident_memory_bytes", "Memory that the process has.")
         self._cpu = self._counter("worker_cpu_seconds", "Time of processors that the process took.", "worker")
         self._cpu_seconds = 0.0
@@ -137,12 +137,12 @@ class PrometheusTelemetry(Telemetry):
         """Count a call that was refused for load."""
         self._sheds.note(((why,), 1))
 
-    def load(self, *, busy: int, threads: int, waiting: int, queue: int) -> None:
+    def load(self, desk: DeskName, *, busy: int, threads: int, waiting: int, queue: int) -> None:
         """Show how much is under way."""
-        self._threads_busy(busy)
-        self._threads(threads)
-        self._queue_calls(waiting)
-        self._queue_limit(queue)
+        self._threads_busy(busy, desk)
+        self._threads(threads, desk)
+        self._queue_calls(waiting, desk)
+        self._queue_limit(queue, desk)
 
     def decided(self, reasons: Sequence[Reason]) -> None:
         """Count decisions."""

@@ -14,6 +14,7 @@ from server.domain.revision import Revision
 from server.service.facts import boottime
 from server.service.following import fenced_after
 from server.service.telemetry import SILENT, BarrierOutcome, Telemetry
+from server.service.waiting import aside
 from server.store.contract import Member, Store, StoreUnavailable, seconds_left
 
 # How long a change that takes nothing away is waited for at most.
@@ -100,7 +101,7 @@ class Barrier:
                     fenced=roll.fenced,
                     elapsed=timedelta(seconds=self._clock() - roll.began),
                 )
-            with self._news:
+            with aside(), self._news:
                 self._news.wait_for(lambda before=heard: self._heard != before, min(left, _LOOK_SECONDS))  # type: ignore[misc]
 
     def _members(self, revision: Revision) -> Mapping[str, Member] | None:

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from server.domain.errors import ErrorReason, Refusal
 from server.domain.model import Key
 from server.domain.revision import Revision
-from server.service.telemetry import CacheKind, Telemetry
+from server.service.telemetry import SILENT, CacheKind, Telemetry
+from server.service.waiting import aside
 from server.store.contract import (
     CALLER,
     CERTIFICATE_NAME,
@@ -168,9 +169,11 @@ class FactCache:
         devices: int,
         loads: int,
         clock: Callable[[], float] = boottime,
+        telemetry: Telemetry = SILENT,
     ) -> None:
         self._store = store
         self._clock = clock
+        self._telemetry = telemetry
         self._lock = threading.Lock()
         most = {KEY: keys, DEVICE: devices, CALLER: MOST_CALLERS, CERTIFICATE_NAME: MOST_CALLERS}
         self._known = {kind: _Shelf(number) for kind, number in most.items()}
@@ -199,8 +202,9 @@ class FactCache:
         """Take note of facts that something was decided from without asking for them here."""
         self._looked[kind] += hits
 
-    def tell(self, telemetry: Telemetry) -> None:
+    def tell(self) -> None:
         """Tell what is remembered, and what was looked up since this was told last. For one thread."""
+        telemetry = self._telemetry
         looked, missed = dict(self._looked), dict(self._missed)
         before_looked, before_missed = self._told
         self._told = looked, missed
@@ -306,7 +310,7 @@ class FactCache:
     def _catch_up(self, at_least: Revision | None) -> None:
         """Apply what has changed; find out about a revision that an answer is to be of. Raises Refusal."""
         began, version = self._clock(), self._store.version()
-        with self._store.read() as reader:
+        with aside(), self._store.read() as reader:
             if at_least is not None:
                 verify(reader, at_least)
             reading = self.read(reader, began, version)
@@ -354,9 +358,11 @@ class FactCache:
     def _load(self, missing: Collection[Place]) -> None:
         """Remember what is missing, once for all who miss it (rule 4). Raises Refusal (OVERLOADED)."""
         if not self._loads.acquire(blocking=False):
+            self._telemetry.shed("loads_full")
             raise Refusal(ErrorReason.OVERLOADED, "as many calls wait for the database as may; nothing was done, retry")
         try:
             with ExitStack() as stack:
+                stack.enter_context(aside())
                 for number in sorted({hash(place) % STRIPES for place in missing}):
                     stripe = self._stripes[number]
                     if not stripe.acquire(timeout=min(seconds_left(), threading.TIMEOUT_MAX)):
@@ -388,7 +394,7 @@ class FactCache:
 
     def _directly(self, wanted: Collection[Place], at_least: Revision | None) -> Known:
         """Return facts of one snapshot that begins now."""
-        with self._store.read() as reader:
+        with aside(), self._store.read() as reader:
             if at_least is not None:
                 verify(reader, at_least)
             head = reader.head()

@@ -16,8 +16,11 @@ CacheKind = Literal["caller", "certificate_name", "device", "key"]
 # caller's deadline came first; or it cannot be told, as where the history of the store was replaced.
 BarrierOutcome = Literal["acknowledged", "fenced", "incomplete", "failed"]
 ChoreOutcome = Literal["done", "put_off", "failed"]
-# Of a call that was refused for load: too many waited, or its deadline was past when its turn came.
-Shed = Literal["queue_full", "deadline_past"]
+# Of a call that was refused for load: too many waited for their turn, or for the store, or its deadline was past when
+# its turn came.
+Shed = Literal["queue_full", "loads_full", "deadline_past"]
+# Where calls are worked on: those that decide, and all others.
+DeskName = Literal["decisions", "others"]
 
 
 class Telemetry:
@@ -37,8 +40,11 @@ class Telemetry:
     def shed(self, why: Shed) -> None:
         """Tell of a call that was refused for load."""
 
-    def load(self, *, busy: int, threads: int, waiting: int, queue: int) -> None:
-        """Tell how many threads work on calls, of how many, and how many calls wait for one, of how many that may."""
+    def load(self, desk: DeskName, *, busy: int, threads: int, waiting: int, queue: int) -> None:
+        """Tell how many calls are worked on, of how many at once, and how many wait for that, of how many that may.
+
+        More may be worked on than at once: those that wait for the store, or for other processes, let others go on.
+        """
 
     def decided(self, reasons: Sequence[Reason]) -> None:
         """Tell of the decisions of a call, all at once."""

@@ -32,6 +32,11 @@ def seconds_left() -> float:
     return max(0.0, DEADLINE.get() - time.monotonic())
 
 
+def begin_call(seconds: float) -> None:
+    """Set the deadline of a call that is begun in a context of its own, to so many seconds from now."""
+    DEADLINE.set(time.monotonic() + seconds)
+
+
 @contextmanager
 def deadline_within(seconds: float) -> Iterator[None]:
     """Bring the deadline of the call under way forward for a block, to so many seconds from now at most."""

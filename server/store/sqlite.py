@@ -30,6 +30,8 @@ _PRAGMAS = (
 _RETRY_SECONDS = 0.02
 # The head of the index of the write-ahead log (`-shm`). Every commit counts it up and sums it anew before it returns.
 _HEAD_BYTES = 48
+# For how long a file that was where it was is taken to be there still, by whoever decides from memory.
+OTHER_FILE_SECONDS = 0.02
 
 
 def looking_uri(path: Path) -> str:
@@ -73,6 +75,7 @@ class SqliteEngine:
             uri=True,
         )
         self._identity: tuple[int, int] | None = None
+        self._same_file_until = float("-inf")
         self._head: _Head | None = None
         self._unwatch: Callable[[], object] = lambda: None
         # SQLite's own lock is polled for, and is not fair. Within the process, writers queue here first.
@@ -146,9 +149,14 @@ class SqliteEngine:
 
         It is what SQLite itself compares to find out whether its cache is still good, and what moves
         `PRAGMA data_version`. Asking by that pragma takes forty times as long, and gives up the interpreter's lock,
-        which under load costs far more. Raises StoreUnavailable.
+        which under load costs far more. So does looking whether the file is still where it was, which is why that is
+        done every `OTHER_FILE_SECONDS`: in less no process starts on another file, and changes it. Raises
+        StoreUnavailable.
         """
-        self._refuse_other_file()
+        now = time.monotonic()
+        if now >= self._same_file_until:
+            self._refuse_other_file()
+            self._same_file_until = now + OTHER_FILE_SECONDS
         head = self._head
         if head is None:
             head = self._watch()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, cast
@@ -15,8 +15,10 @@ import structlog
 from server.domain.errors import ErrorReason, Refusal, Violation
 from server.domain.model import Caller
 from server.service.telemetry import Telemetry
-from server.store.contract import deadline_within
+from server.service.waiting import ASIDE
+from server.store.contract import begin_call
 from server.wire import policy
+from server.wire.desks import Desk, Lane
 from server.wire.errors import CODES, as_refusal, status_of
 from server.wire.limits import (
     LEAST_SECONDS,
@@ -24,7 +26,6 @@ from server.wire.limits import (
     MESSAGE_SECONDS,
     OPEN_MESSAGE_SECONDS,
     Arrivals,
-    CountingPool,
     on_pool,
     seconds_for,
 )
@@ -33,6 +34,7 @@ from server.wire.rpc import CURRENT, Rpc
 from server.wire.tls import certificate_names
 
 _BEARER = "bearer "
+_OK = grpc.StatusCode.OK.name
 _log = structlog.get_logger("texture_auth.access")
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -52,14 +54,15 @@ class Authenticator(Protocol):
 class House:
     """What a gate stands before.
 
-    Calls are worked on by `pool`; what must not wait for them, health and refusals, by `side_pool`. `arrivals` waits
-    for messages. `default_seconds` is the deadline of a call that comes without one, `log_allow_sample` the share of
-    mere ALLOWs that are logged. `on_store_unavailable` is told of each call that failed for want of the store, so that
-    health follows at once.
+    Calls are worked on at two desks, so that those that change things, which wait for others, hold up no decision; what
+    must wait for no call, health and refusals, by `side_pool`. `arrivals` waits for messages. `default_seconds` is the
+    deadline of a call that comes without one, `log_allow_sample` the share of mere ALLOWs that are logged.
+    `on_store_unavailable` is told of each call that failed for want of the store, so that health follows at once.
     """
 
     authenticator: Authenticator
-    pool: CountingPool
+    decisions: Desk
+    others: Desk
     side_pool: ThreadPoolExecutor
     arrivals: Arrivals
     open_reflection: bool
@@ -68,6 +71,10 @@ class House:
     on_store_unavailable: Callable[[], None]
     telemetry: Telemetry
 
+    def desk_of(self, method: str) -> Desk:
+        """Return where calls of a method are worked on."""
+        return self.decisions if method in policy.DECISIONS else self.others
+
 
 class Gate(grpc.ServerInterceptor):
     """Lets through the calls that may pass."""
@@ -75,7 +82,8 @@ class Gate(grpc.ServerInterceptor):
     def __init__(self, house: House) -> None:
         self._house = house
         self._open = policy.OPEN | (policy.REFLECTION if house.open_reflection else frozenset())
-        self._wrapped: dict[str, Handler] = {}
+        self._opened: dict[str, Handler] = {}
+        self._wrapped: dict[tuple[str, Lane], Handler] = {}
         self._overloaded: dict[str, Handler] = {}
 
     def intercept_service(
@@ -85,22 +93,26 @@ class Gate(grpc.ServerInterceptor):
     ) -> Handler | None:
         """Return the wrapped handler of a method, made once, or while too many calls wait, one that refuses."""
         method = handler_call_details.method
-        wrapped = self._wrapped.get(method)
+        if method in self._open:
+            return self._open_handler(method, continuation(handler_call_details))
+        lane = self._house.desk_of(method).lane(_credential(handler_call_details.invocation_metadata) or "")
+        wrapped = self._wrapped.get((method, lane))
         if wrapped is None:
             handler = continuation(handler_call_details)
             if handler is None:
                 return None
-            if method in policy.OPEN:
-                wrapped = self._overloaded[method] = self._opened(handler)
-            elif method in self._open:
-                wrapped = self._overloaded[method] = handler
-            else:
-                wrapped = self._wrap(method, handler)
-                self._overloaded[method] = self._refusing(method, handler)
-            self._wrapped[method] = wrapped
-        return self._overloaded[method] if self._house.pool.full else wrapped
+            wrapped = self._wrapped[method, lane] = self._wrap(method, handler, lane)
+            self._overloaded.setdefault(method, self._refusing(method, handler))
+        return self._overloaded[method] if lane.full else wrapped
 
-    def _opened(self, handler: Handler) -> Handler:
+    def _open_handler(self, method: str, handler: Handler | None) -> Handler | None:
+        if handler is None or method not in policy.OPEN:
+            return handler
+        if method not in self._opened:
+            self._opened[method] = self._open_to_all(handler)
+        return self._opened[method]
+
+    def _open_to_all(self, handler: Handler) -> Handler:
         """Return the handler of a method that is open to everybody, which waits neither for calls nor for messages."""
         pool, deserialize, serialize = self._house.side_pool, handler.request_deserializer, handler.response_serializer
         if handler.unary_stream is not None:
@@ -122,19 +134,22 @@ class Gate(grpc.ServerInterceptor):
 
         return grpc.stream_unary_rpc_method_handler(on_pool(call, pool), None, serialize)
 
-    def _wrap(self, method: str, handler: Handler) -> Handler:
+    def _wrap(self, method: str, handler: Handler, lane: Lane) -> Handler:
         if handler.unary_unary is not None:
             # As one that receives a stream, so that a caller is known before its message is waited for.
-            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler), None, handler.response_serializer)
+            unary = on_pool(self._unary(method, handler, lane.desk), lane)
+            return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
-                self._stream(method, handler.stream_stream),
+                on_pool(self._stream(method, handler.stream_stream), lane),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         raise NotImplementedError(f"{method} is of a kind that no RPC here has been so far")
 
-    def _unary(self, method: str, handler: Handler) -> Callable[[Iterator[bytes], grpc.ServicerContext], Any]:
+    def _unary(
+        self, method: str, handler: Handler, desk: Desk
+    ) -> Callable[[Iterator[bytes], grpc.ServicerContext], Any]:
         behavior = handler.unary_unary
         deserialize = handler.request_deserializer
         if behavior is None:  # pragma: no cover - it is called for no others
@@ -144,22 +159,23 @@ class Gate(grpc.ServerInterceptor):
             started = time.perf_counter()
             rpc = Rpc(method)
             seconds = seconds_for(context, self._house.default_seconds)
-            with deadline_within(seconds):
-                try:
-                    if seconds < LEAST_SECONDS:
-                        self._house.telemetry.shed("deadline_past")
-                        raise Refusal(ErrorReason.DEADLINE_TOO_SHORT, "the deadline was past before any work was done")
-                    self._admit(rpc, context)
-                    CURRENT.set(rpc)
-                    raw = self._house.arrivals.receive(messages, context, min(seconds, MESSAGE_SECONDS))
-                    response = behavior(_request(raw, deserialize), context)
-                except Exception as error:  # noqa: BLE001 - every failure has an answer
-                    refusal = self._refused(rpc, error, started)
-                else:
-                    self._house.telemetry.rpc(method, grpc.StatusCode.OK.name, time.perf_counter() - started)
-                    if not rpc.routine or random.random() < self._house.log_allow_sample:  # noqa: S311 - no secret
-                        _log_call(rpc, grpc.StatusCode.OK, started)
-                    return response
+            begin_call(seconds)
+            ASIDE.set(desk.aside)
+            try:
+                if seconds < LEAST_SECONDS:
+                    self._house.telemetry.shed("deadline_past")
+                    raise Refusal(ErrorReason.DEADLINE_TOO_SHORT, "the deadline was past before any work was done")
+                self._admit(rpc, context)
+                CURRENT.set(rpc)
+                raw = self._house.arrivals.receive(messages, context, min(seconds, MESSAGE_SECONDS), desk)
+                response = behavior(_request(raw, deserialize), context)
+            except Exception as error:  # noqa: BLE001 - every failure has an answer
+                refusal = self._refused(rpc, error, started)
+            else:
+                self._house.telemetry.rpc(method, _OK, time.perf_counter() - started)
+                if not rpc.routine or random.random() < self._house.log_allow_sample:  # noqa: S311 - no secret
+                    _log_call(rpc, _OK, started)
+                return response
             # Outside the except block, since abort itself raises.
             context.abort_with_status(status_of(refusal))
             return None
@@ -172,16 +188,16 @@ class Gate(grpc.ServerInterceptor):
         def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             started = time.perf_counter()
             rpc = Rpc(method)
+            begin_call(self._house.default_seconds)
             refusal = None
-            with deadline_within(self._house.default_seconds):
-                try:
-                    self._admit(rpc, context)
-                except Exception as error:  # noqa: BLE001 - every failure has an answer
-                    refusal = self._refused(rpc, error, started)
+            try:
+                self._admit(rpc, context)
+            except Exception as error:  # noqa: BLE001 - every failure has an answer
+                refusal = self._refused(rpc, error, started)
             if refusal is not None:
                 context.abort_with_status(status_of(refusal))
-            self._house.telemetry.rpc(method, grpc.StatusCode.OK.name, time.perf_counter() - started)
-            _log_call(rpc, grpc.StatusCode.OK, started)
+            self._house.telemetry.rpc(method, _OK, time.perf_counter() - started)
+            _log_call(rpc, _OK, started)
             yield from behavior(requests, context)
 
         return call
@@ -216,7 +232,7 @@ class Gate(grpc.ServerInterceptor):
     def _caller(self, context: grpc.ServicerContext) -> Caller:
         """Return who calls: by the credential in the metadata or, where there is none, by the client certificate."""
         authenticator = self._house.authenticator
-        credential = _credential(context)
+        credential = _credential(context.invocation_metadata())
         if credential is not None:
             return authenticator.authenticate(credential)
         names = certificate_names(cast("Mapping[str, Sequence[bytes]]", context.auth_context()))
@@ -237,14 +253,15 @@ class Gate(grpc.ServerInterceptor):
             _log.error("pepper missing", method=rpc.method, **refusal.metadata)
         if refusal.reason is ErrorReason.INTERNAL_FAULT:
             _log.error("internal fault", method=rpc.method, exc_info=error, **refusal.metadata)
-        self._house.telemetry.rpc(rpc.method, CODES[refusal.reason].name, time.perf_counter() - started)
-        _log_call(rpc, CODES[refusal.reason], started, error_reason=refusal.reason.name, **refusal.metadata)
+        code = CODES[refusal.reason].name
+        self._house.telemetry.rpc(rpc.method, code, time.perf_counter() - started)
+        _log_call(rpc, code, started, error_reason=refusal.reason.name, **refusal.metadata)
         return refusal
 
 
-def _credential(context: grpc.ServicerContext) -> str | None:
-    """Return the Bearer credential of the metadata, None where there is none."""
-    for name, value in context.invocation_metadata():
+def _credential(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    """Return the Bearer credential of metadata, None where there is none."""
+    for name, value in metadata:
         if name == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
             return value[len(_BEARER) :].strip()
     return None
@@ -262,11 +279,11 @@ def _request(raw: bytes, deserialize: Callable[[bytes], Any] | None) -> Any:
     return raw if deserialize is None else parsed(raw, deserialize)
 
 
-def _log_call(rpc: Rpc, code: grpc.StatusCode, started: float, **more: object) -> None:
+def _log_call(rpc: Rpc, code: str, started: float, **more: object) -> None:
     line: dict[str, object] = {
         "method": rpc.method,
         "caller": rpc.caller_id or None,
-        "code": code.name,
+        "code": code,
         "milliseconds": round((time.perf_counter() - started) * 1000, 3),
     }
     # A later part wins over an earlier one of the same name; a log that fails must not fail the call.

@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial
 from typing import Any
 
 import grpc
 
 from server.domain.errors import ErrorReason, Refusal
+from server.wire.desks import Desk
 
 # What a request may weigh. gRPC itself refuses far larger ones, without saying which field is to blame.
 MAXIMUM_MESSAGE_BYTES = 1024 * 1024
@@ -38,17 +39,22 @@ LEAST_SECONDS = 0.001
 # How long a message may take to arrive: one that is let in, and one that comes from anybody, such as for health.
 MESSAGE_SECONDS = 5.0
 OPEN_MESSAGE_SECONDS = 1.0
-_LOOK_SECONDS = 0.25
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """How much a server takes on at once. See the settings of the same names.
 
+    `threads` are for calls that do not decide, `deciding_threads` for those that do; `queue` is of each. `aside` is how
+    many more calls of each may wait for the store, or for other processes, and let others go on.
+
     `shares_port` is for a worker of a group, whose supervisor sees that nobody else takes the port.
     """
 
     threads: int
+    deciding_threads: int
+    aside: int
     queue: int
     connections: int
     default_deadline_seconds: float
@@ -74,55 +80,27 @@ class Limits:
         )
 
 
-class CountingPool(ThreadPoolExecutor):
-    """A pool that knows how many calls are being worked on or wait for a thread."""
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """A thread that waits for a message, until when, and of which desk it is."""
 
-    def __init__(self, threads: int, queue: int) -> None:
-        super().__init__(max_workers=threads, thread_name_prefix="rpc")
-        self._most = threads + queue
-        self._lock = threading.Lock()
-        self._under_way = 0
-
-    @property
-    def idle(self) -> bool:
-        """Tell whether there is nothing to do."""
-        return self._under_way == 0
-
-    @property
-    def full(self) -> bool:
-        """Tell whether as many calls wait as may."""
-        return self._under_way >= self._most
-
-    @property
-    def under_way(self) -> int:
-        """Return how many calls are being worked on or wait."""
-        return self._under_way
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Work on something."""
-        with self._lock:
-            self._under_way += 1
-        try:
-            future = super().submit(function, *args, **kwargs)
-        except BaseException:
-            self._done(None)
-            raise
-        future.add_done_callback(self._done)
-        return future
-
-    def _done(self, _future: Future[Any] | None) -> None:
-        with self._lock:
-            self._under_way -= 1
+    due: float
+    began: float
+    desk: Desk | None
 
 
 class Arrivals:
     """Ends calls whose message does not arrive: a thread waits for it, and must not wait for ever.
 
-    gRPC hands a call over once its headers are here, and leaves the waiting for the message to the thread.
+    gRPC hands a call over once its headers are here, and leaves the waiting for the message to the thread. One that
+    waits for more than a moment steps aside.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[grpc.ServicerContext, float] = {}
+        self._waiting: dict[grpc.ServicerContext, _Wait] = {}
+        # Of the rest, those that have stepped aside. They are few, so these have a lock.
+        self._aside: dict[grpc.ServicerContext, _Wait] = {}
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="arrivals", daemon=True)
 
@@ -134,13 +112,16 @@ class Arrivals:
         """Watch no more."""
         self._stopping.set()
 
-    def receive(self, messages: Iterator[bytes], context: grpc.ServicerContext, seconds: float) -> bytes:
+    def receive(
+        self, messages: Iterator[bytes], context: grpc.ServicerContext, seconds: float, desk: Desk | None = None
+    ) -> bytes:
         """Return the one message of a call.
 
         Raises Refusal: DEADLINE_TOO_SHORT where it does not come in time, MESSAGE_MALFORMED where there is none.
         """
+        now = time.monotonic()
         # One operation on a dictionary is one step to all threads, so this needs no lock.
-        self._waiting[context] = time.monotonic() + seconds
+        self._waiting[context] = _Wait(now + seconds, now, desk)
         try:
             return next(messages)
         except StopIteration:
@@ -150,14 +131,31 @@ class Arrivals:
                 ErrorReason.DEADLINE_TOO_SHORT, f"the message did not arrive within {seconds:.1f} s, or was taken back"
             ) from None
         finally:
-            del self._waiting[context]
+            if self._waiting.pop(context, None) is None:
+                with self._lock:
+                    del self._aside[context]
+                if desk is not None:
+                    desk.step_back()
 
     def _watch(self) -> None:
         while not self._stopping.wait(_LOOK_SECONDS):
             now = time.monotonic()
-            for context, due in self._waiting.copy().items():
-                if now > due:
-                    context.cancel()
+            for context, wait in self._waiting.copy().items():
+                if now > wait.began + _LOOK_SECONDS:
+                    self._step_aside(context)
+            with self._lock:
+                late = [context for context, wait in self._aside.items() if now > wait.due]
+            for context in late:
+                context.cancel()
+
+    def _step_aside(self, context: grpc.ServicerContext) -> None:
+        with self._lock:
+            wait = self._waiting.pop(context, None)
+            if wait is None:
+                return
+            self._aside[context] = wait
+        if wait.desk is not None:
+            wait.desk.step_aside()
 
 
 def seconds_for(context: grpc.ServicerContext, default: float) -> float:
@@ -169,10 +167,6 @@ def seconds_for(context: grpc.ServicerContext, default: float) -> float:
 
 def on_pool(behavior: Callable[..., Any], pool: ThreadPoolExecutor) -> Callable[..., Any]:
     """Return the behavior of a method as one that is worked on by a pool of its own, and so waits for no others."""
-
-    @wraps(behavior)
-    def call(*args: Any) -> Any:
-        return behavior(*args)
-
+    call = partial(behavior)
     call.experimental_thread_pool = pool  # type: ignore[attr-defined]  # gRPC's way of naming the pool of a method
     return call

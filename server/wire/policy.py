@@ -69,3 +69,8 @@ ROLES = {f"/{service}/{method}": roles for service, methods in _BY_SERVICE.items
 OPEN = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/grpc.health.v1.Health/Watch"})
 
 REFLECTION = frozenset({"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"})
+
+# What is decided from memory, and waits for nobody else's changes.
+DECISIONS = frozenset(
+    {"/texture.auth.v1.AuthorizeService/Authorize", "/texture.auth.v1.AuthorizeService/BatchAuthorize"}
+)

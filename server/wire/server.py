@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -34,9 +34,10 @@ from server.service.rehashing import Rehashing
 from server.service.revocations import RevocationService
 from server.service.telemetry import Telemetry
 from server.service.workspaces import WorkspaceService
+from server.wire.desks import Desk
 from server.wire.gate import Gate, House
 from server.wire.health import HealthMonitor
-from server.wire.limits import Arrivals, CountingPool, Limits
+from server.wire.limits import Arrivals, Limits
 from server.wire.repeats import Repeats
 from server.wire.servicers import authorize
 from server.wire.servicers.callers import CallerServicer
@@ -82,12 +83,14 @@ class GrpcServer:
     ) -> None:
         callers = CallerService(resources, rehashing)
         self._health = HealthMonitor(resources.store.ping, SERVICES)
-        self._pool = CountingPool(limits.threads, limits.queue)
+        self._decisions = Desk("decisions", threads=limits.deciding_threads, queue=limits.queue, aside=limits.aside)
+        self._others = Desk("others", threads=limits.threads, queue=limits.queue, aside=limits.aside)
         self._side_pool = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")
         self._arrivals = Arrivals()
         house = House(
             authenticator=callers,
-            pool=self._pool,
+            decisions=self._decisions,
+            others=self._others,
             side_pool=self._side_pool,
             arrivals=self._arrivals,
             open_reflection=open_reflection,
@@ -96,8 +99,8 @@ class GrpcServer:
             on_store_unavailable=self._health.probe_now,
             telemetry=resources.telemetry,
         )
-        resources.telemetry.sample(partial(_tell_load, resources.telemetry, self._pool, limits))
-        self._server = grpc.server(self._pool, interceptors=[Gate(house)], options=limits.options)
+        resources.telemetry.sample(partial(_tell_load, resources.telemetry, (self._decisions, self._others)))
+        self._server = grpc.server(self._others.lane(""), interceptors=[Gate(house)], options=limits.options)
         clock = resources.clock
         exposures = ExposureService(resources)
         next_id = DecisionIds()
@@ -154,7 +157,7 @@ class GrpcServer:
         stopped = self._server.stop(grace_seconds)
 
         def wait(seconds: float) -> bool:
-            if not stopped.wait(seconds) and self._pool.idle:
+            if not stopped.wait(seconds) and self._decisions.idle and self._others.idle:
                 self._server.stop(min(grace_seconds, LAST_ANSWERS_SECONDS))
             return stopped.is_set()
 
@@ -168,16 +171,12 @@ class GrpcServer:
         """Cut off the calls in flight, and wait until nothing runs any more."""
         self._server.stop(None).wait()
         self._health.stop()
-        self._pool.shutdown()
+        self._decisions.shutdown()
+        self._others.shutdown()
         self._side_pool.shutdown()
         self._arrivals.stop()
 
 
-def _tell_load(telemetry: Telemetry, pool: CountingPool, limits: Limits) -> None:
-    under_way = pool.under_way
-    telemetry.load(
-        busy=min(under_way, limits.threads),
-        threads=limits.threads,
-        waiting=max(0, under_way - limits.threads),
-        queue=limits.queue,
-    )
+def _tell_load(telemetry: Telemetry, desks: Iterable[Desk]) -> None:
+    for desk in desks:
+        telemetry.load(desk.name, busy=desk.busy, threads=desk.threads, waiting=desk.waiting, queue=desk.queue)

@@ -180,7 +180,7 @@ def test_calls_beyond_the_queue_are_refused_at_once_and_told_when_to_come_back(
             assert started.wait(30)
             answers.append(pool.submit(narrow.operator.workspaces.ListWorkspaces, LIST))
             deadline = time.monotonic() + 30
-            while not narrow.app._server._pool.full and time.monotonic() < deadline:
+            while not narrow.app._server._others.lane("").full and time.monotonic() < deadline:
                 time.sleep(0.001)
 
             found = refused(narrow.operator.keys.GetKey, key_service_pb2.GetKeyRequest(key_id="x"))
