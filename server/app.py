@@ -24,7 +24,14 @@ from server.service.base import Call, Clock, Resources
 from server.service.callers import CallerFields, CallerService
 from server.service.facts import FactCache, SharedClock
 from server.service.following import Follower
-from server.service.housekeeping import PRUNING_SECONDS, Chore, Housekeeper, prune_events
+from server.service.housekeeping import (
+    FORGETTING_SECONDS,
+    PRUNING_SECONDS,
+    Chore,
+    Housekeeper,
+    prune_changes,
+    prune_events,
+)
 from server.service.rehashing import REHASH_SECONDS, Rehashing
 from server.service.telemetry import SILENT, Telemetry
 from server.settings import PREFIX, Settings
@@ -39,8 +46,8 @@ from server.wire.tls import CertificateFiles, CertificateInvalid, ReloadingCrede
 from server.worker import worker_number
 
 DEVELOPMENT_CALLER = "dev-operator"
-# One thread decides at a time, whatever their number, and another one may take in a message meanwhile; more of them only
-# get into each other's way. Those that wait for the store let others go on.
+# One thread decides at a time, whatever their number, and another may take in a message meanwhile; more of them only get
+# into each other's way. Those that wait for the store let others go on.
 DECIDING_THREADS = 2
 # For each thread that works on calls, how many others may wait for the store, or for other processes.
 WAITING_FOR_EACH_THREAD = 4
@@ -291,7 +298,10 @@ def _resources(
 
 def _chores(settings: Settings, resources: Resources, rehashing: Rehashing) -> list[Chore]:
     """Return what a server with these settings does by itself."""
-    chores = [Chore("rehash secrets", REHASH_SECONDS, rehashing.store)]
+    chores = [
+        Chore("rehash secrets", REHASH_SECONDS, rehashing.store),
+        Chore("forget changes", FORGETTING_SECONDS, partial(prune_changes, resources)),
+    ]
     if settings.event_retention_days is not None:
         retention = timedelta(days=settings.event_retention_days)
         chores.append(Chore("prune events", PRUNING_SECONDS, partial(prune_events, resources, retention)))

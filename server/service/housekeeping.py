@@ -19,8 +19,13 @@ FIRST_SECONDS = 10.0
 # How long a stop waits for the portion under way. The thread is left alone after that, and ends with the process.
 STOP_SECONDS = 5.0
 PRUNING_SECONDS = 3600.0
-# How many events one transaction deletes, so that no writer waits long for it.
+# How many events, or changes, one transaction deletes, so that no writer waits long for it.
 EVENTS_AT_ONCE = 1000
+CHANGES_AT_ONCE = 5000
+# How many revisions are known by what they touched. A process that is behind by more forgets everything, and a token of
+# an older revision cannot be verified any more.
+KEPT_REVISIONS = 100_000
+FORGETTING_SECONDS = 600.0
 
 _log = structlog.get_logger("texture_auth.housekeeping")
 
@@ -44,6 +49,12 @@ def prune_events(resources: Resources, retention: timedelta) -> bool:
     if pruned:
         _log.info("events pruned", count=pruned)
     return pruned == EVENTS_AT_ONCE
+
+
+def prune_changes(resources: Resources) -> bool:
+    """Forget a portion of what old revisions touched; tell whether there may be more."""
+    with resources.store.write() as writer:
+        return writer.prune_changes(KEPT_REVISIONS, CHANGES_AT_ONCE) > 0
 
 
 class Housekeeper:

@@ -332,6 +332,13 @@ class Writer(Reader, Protocol):
         The newest event of the log stays, whatever its age: ids go on from there.
         """
 
+    def prune_changes(self, keep: int, limit: int) -> int:
+        """Forget what old revisions touched, oldest first: all but the newest so many. Return how many were forgotten.
+
+        It ends once `limit` changes are forgotten, after a whole revision. What is forgotten is held no more: changes
+        since then cannot be told (CONSISTENCY rule 3).
+        """
+
     def remember(self, request: CarriedOut, forget_before: datetime) -> None:
         """Remember a request id, and forget those carried out before an instant."""
 

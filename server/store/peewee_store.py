@@ -626,6 +626,16 @@ class PeeweeWriter(PeeweeReader):
         self._pruned = self._pruned or bool(ids)
         return len(ids)
 
+    def prune_changes(self, keep: int, limit: int) -> int:
+        """Forget what old revisions touched."""
+        table = tables.Change
+        old = table.select(table.revision).where(table.revision <= self._before.number - keep)
+        portion = [row["revision"] for row in self._rows(old.order_by(table.revision).limit(limit))]
+        if portion:
+            table.delete().where(table.revision <= portion[-1]).execute(self._database)
+            self._pruned = True
+        return len(set(portion))
+
     def remember(self, request: CarriedOut, forget_before: datetime) -> None:
         """Remember a request id."""
         tables.Request.delete().where(tables.Request.time < forget_before).execute(self._database)

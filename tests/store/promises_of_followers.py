@@ -105,6 +105,35 @@ class FollowerPromises:
             engine.commit()
         assert changes(store, since) is None
 
+    def test_what_old_revisions_touched_is_forgotten_and_what_new_ones_did_is_not(self, store: Store) -> None:
+        populate(store)
+        revisions = [rename(store) for _ in range(5)]
+        with store.write() as writer:
+            assert writer.prune_changes(keep=2, limit=PLENTY) > 3
+        assert head_of(store) == revisions[-1], "forgetting is no change"
+        with store.read() as reader:
+            assert [reader.holds(revision) for revision in revisions] == [False, False, False, True, True]
+        assert [changes(store, revision) is None for revision in revisions] == [True, True, True, False, False]
+        with store.write() as writer:
+            assert writer.prune_changes(keep=2, limit=PLENTY) == 0
+        rename(store)
+        assert changes(store, revisions[-1]) is not None
+
+    def test_a_portion_of_what_is_forgotten_ends_after_a_whole_revision(self, store: Store) -> None:
+        populate(store)
+        before = rename(store)
+        with store.write() as writer:
+            writer.put_devices([make_device(device_id=f"d{number}") for number in range(5)])
+        large, after = writer.revision, rename(store)
+        with store.write() as writer:
+            writer.prune_changes(keep=after.number - before.number + 1, limit=PLENTY)
+        with store.write() as writer:
+            assert writer.prune_changes(keep=1, limit=3) == 2
+        with store.read() as reader:
+            assert [reader.holds(revision) for revision in (before, large, after)] == [False, False, True]
+        assert changes(store, large) is None
+        assert changes(store, after) is not None
+
     def test_the_stores_time_is_the_time(self, store: Store) -> None:
         with store.read() as reader:
             assert abs(reader.time() - datetime.now(UTC)) < timedelta(minutes=1)

@@ -120,7 +120,7 @@ MUTATIONS: dict[str, tuple[Callable[[Writer], object], Changes | None]] = {
 }
 
 # What deletes things that no decision depends on, and notes nothing.
-TRACELESS = ("prune_events",)
+TRACELESS = ("prune_events", "prune_changes")
 
 every_mutation = pytest.mark.parametrize("name", MUTATIONS)
 

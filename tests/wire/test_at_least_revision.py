@@ -103,3 +103,15 @@ def test_a_revision_survives_a_restart(tmp_path: Path) -> None:
         made = make_key(service)
     with running_service(tmp_path) as service:
         assert reason_for(service, made.api_key, at_least_revision=made.revision) == "PERMITTED"
+
+
+def test_a_revision_that_is_no_longer_kept_cannot_be_verified(grid: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.service.housekeeping.KEPT_REVISIONS", 2)
+    old = make_key(grid)
+    new = [make_key(grid).revision for _ in range(2)]
+    grid.app._housekeeper.run_once()
+
+    assert refused(authorize, grid, old.api_key, at_least_revision=old.revision).reason == "REVISION_NOT_VERIFIABLE"
+    for revision in new:
+        assert reason_for(grid, old.api_key, at_least_revision=revision) == "PERMITTED"
+    assert current_revision(grid) == new[-1]
