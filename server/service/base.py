@@ -16,7 +16,7 @@ from server.domain.peppers import Peppers
 from server.domain.revision import Revision
 from server.domain.validation import Fields
 from server.service.barrier import AT_ONCE, Barrier, Propagation
-from server.service.facts import FactCache
+from server.service.facts import FactCache, SharedClock
 from server.service.paging import PageTokens
 from server.service.telemetry import SILENT, Telemetry
 from server.store.contract import CarriedOut, Reader, Store, Writer
@@ -110,6 +110,14 @@ class Resources:
         """The maker and reader of page tokens."""
         return PageTokens(self.peppers)
 
+    def time(self, reader: Reader) -> datetime:
+        """Return the time for a change made now.
+
+        Where each process estimates the store's clock, it is that clock itself: no estimate is behind it, but some may
+        be ahead, and what one of those says has ended would not have by another.
+        """
+        return reader.time() if isinstance(self.clock, SharedClock) else self.clock()
+
     def carry_out(
         self,
         call: Call,
@@ -131,7 +139,7 @@ class Resources:
         then nothing has changed.
         """
         with self.store.write() as writer:
-            now = self.clock()
+            now = self.time(writer)
             earlier = self._carried_out(writer, call, now)
             if earlier is not None:
                 value = again(writer, earlier.entity_id, now)

@@ -63,7 +63,7 @@ class ExposureService:
         with ExitStack() as stack:
             with deadline_within(LOCK_SECONDS):
                 writer = stack.enter_context(self._resources.store.write())
-            now = self._resources.clock()
+            now = self._resources.time(writer)
             findings = self._findings(writer, exposed, now)
             writer.replace_keys([finding.after for finding in findings])
             origin = Origin(caller_id=caller_id, reason=REASON)
