@@ -89,7 +89,13 @@ class Forwarder:
             while True:
                 client, _ = self._listener.accept()
                 server = socket.socket(socket.AF_UNIX)
-                server.connect(str(self._to))
+                try:
+                    server.connect(str(self._to))
+                except OSError:
+                    # Nobody is there at the moment.
+                    client.close()
+                    server.close()
+                    continue
                 with self._lock:
                     link = _Link(client, server, self._lost)
                     self._links.append(link)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from server.store.postgres import PostgresEngine
 
 _TEMPLATE = "migrated"
 _CONTROL_SECONDS = 60
+_BECOME = "import os, pwd, sys; os.setuid(pwd.getpwnam(sys.argv[1]).pw_uid); os.execv(sys.argv[2], sys.argv[2:])"
+_AS_USER = (sys.executable, "-I", "-S", "-c", _BECOME)
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,13 @@ class Postgres:
         self._control("promote")
 
     def _control(self, *arguments: str) -> None:
+        # It becomes another user by itself: to do that, Popen would fork, and a fork amid gRPC's threads may crash.
+        between = [] if self.server.system_user is None else [*_AS_USER, self.server.system_user]
         subprocess.run(
             [
-                *(str(self.server.bin_path / "pg_ctl"), "-D", str(self.socket.parent)),
+                *(*between, str(self.server.bin_path / "pg_ctl"), "-D", str(self.socket.parent)),
                 *("-w", "-t", str(_CONTROL_SECONDS), *arguments),
             ],
-            user=self.server.system_user,
             stdin=subprocess.DEVNULL,
             # Not a pipe, which the server that it starts would keep open.
             stdout=subprocess.DEVNULL,
