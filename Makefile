@@ -6,10 +6,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(sort $(shell cd protos && find . -name '*.proto' | sed 's|^\./||'))
 BREAKING := PATH="$(CURDIR)/$(BIN):$$PATH" .ci/breaking
+# How much `make soak` asks, and for how long at most.
+DECISIONS ?= 10000000
+SECONDS ?= 7200
 # Where `make proto` writes; the drift check points it elsewhere and compares.
 STUBS ?= generated/python
 
-.PHONY: help setup run demo tools test bench check release-image format proto proto-drift lock clean
+.PHONY: help setup run demo tools test soak bench check release-image format proto proto-drift lock clean
 
 help: ## what the targets do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +42,9 @@ test: tools ## every test, with coverage
 	$(BIN)/coverage report
 	@echo "coverage of server/domain, which must be whole:"
 	$(BIN)/coverage report --include='server/domain/*' --fail-under=100
+
+soak: setup ## processes that are stopped, killed and cut off decide ten million times: DECISIONS=…, SECONDS=… at most
+	@$(BIN)/python -m tests.history.soak --decisions $(DECISIONS) --seconds $(SECONDS)
 
 bench: setup ## measure, in ratios, and write bench/RESULTS.md; ROWS=unary,batch for some rows (bench/rows names them)
 	@$(BIN)/python -m bench --rows "$(ROWS)"

@@ -93,14 +93,15 @@ class Numbers:
         """How many questions were answered."""
         return self.answers.total()
 
+    def reaches(self, decisions: int) -> bool:
+        """Tell whether so much was decided, after changes of every kind."""
+        return self.decisions >= decisions and all(self.changes[kind.value] for kind in Kind)
+
     def add(self, other: Numbers) -> None:
         """Add those of another run."""
-        for mine, others in (
-            (self.answers, other.answers),
-            (self.changes, other.changes),
-            (self.errors, other.errors),
-        ):
-            mine.update(others)
+        self.answers.update(other.answers)
+        self.changes.update(other.changes)
+        self.errors.update(other.errors)
         self.answered_by.update(other.answered_by)
         for kind, seconds in other.longest.items():
             self.longest[kind] = max(seconds, self.longest.get(kind, 0.0))

@@ -36,7 +36,10 @@ class Outcome:
 
 
 def run(folder: Path, postgres: Postgres | None, scale: Scale, seed: int) -> Outcome:
-    """Run until so much is decided and all faults have been, at most for so long; on SQLite without a Postgres."""
+    """Run on a Postgres, or on SQLite without one.
+
+    It ends once so much is decided, everything has been changed and all faults have been, or after the scale's seconds.
+    """
     kinds, seconds = (ON_SQLITE, _STOP_ON_SQLITE_SECONDS) if postgres is None else (ON_POSTGRES, _STOP_SECONDS)
     faults = plan(random.Random(seed), [*kinds] * scale.faults, PROCESSES, seconds, scale.fault_pause)
     history = History(linearizable=postgres is None)
@@ -44,7 +47,7 @@ def run(folder: Path, postgres: Postgres | None, scale: Scale, seed: int) -> Out
         recorder = Recorder(cluster, history, scale, seed)
         with recorder.running(), cluster.faults(faults) as over:
             until = time.monotonic() + scale.seconds
-            while time.monotonic() < until and not (over() and recorder.numbers.decisions >= scale.decisions):
+            while time.monotonic() < until and not (over() and recorder.numbers.reaches(scale.decisions)):
                 time.sleep(0.05)
         # In the end all are there, and know everything or will soon.
         recorder.ask_all()

@@ -24,6 +24,7 @@ from tests.history.run import Outcome, run
 from tests.postgres import Postgres, running_postgres
 
 DECISIONS = 10_000_000
+SECONDS = 7200.0
 _SCALE = Scale(decisions=1_000_000, batch=1000, readers=2, writers=8, pause=0.0, seconds=240, faults=3, fault_pause=4.0)
 
 
@@ -116,7 +117,7 @@ def main(arguments: list[str]) -> int:
     """Soak, print a table, and return 1 if anything was wrong or too little was decided in time."""
     parser = argparse.ArgumentParser(prog="soak", description="Check what is promised of freshness, for long.")
     parser.add_argument("--decisions", type=int, default=DECISIONS)
-    parser.add_argument("--seconds", type=float, default=3 * 3600, help="the longest that it takes, about")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="the longest that it takes, about")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args(arguments)
     console = Console(width=120, soft_wrap=True)
