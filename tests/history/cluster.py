@@ -52,7 +52,7 @@ def plan(
     """Return a plan that has each of the kinds as often as named, with pauses of about so many seconds between."""
     faults, at = [], pause
     for number, kind in enumerate(chance.sample(kinds, len(kinds))):
-        seconds = stop_seconds * chance.uniform(1, 1.5) if kind in ("stop", "cut") else chance.uniform(0, 0.5)
+        seconds = stop_seconds * chance.uniform(1, 1.25) if kind in ("stop", "cut") else chance.uniform(0, 0.5)
         faults.append(FaultPlan(at, kind, number % processes, seconds))
         at += pause * chance.uniform(0.5, 1.5)
     return faults

@@ -32,6 +32,13 @@ CALL_SECONDS = 8.0
 # What a writer gives a change for its proof, which may take as long as a lease; and now and then, to have none.
 _PROOF_SECONDS = 3.0
 _HASTY_SECONDS = 0.7
+_HASTE = 0.1
+# How often a change is not to be waited for at all.
+_IMMEDIATELY = 0.3
+# How often a process to which something is being done is asked for a change as soon as any other.
+_BLINDLY = 0.15
+# How often a reader asks for an answer that is recent enough.
+_DEMANDING = 0.4
 _PAUSE_SECONDS = 0.05
 _OVERLAP_SECONDS = 1.0
 # Ten old secrets of a key are remembered.
@@ -39,7 +46,7 @@ _MOST_GENERATIONS = 8
 _KEYS_A_WRITER = 5
 _DEVICES_A_WRITER = 3
 _HOT_QUESTIONS = 64
-_RECENT_TOKENS = 24
+_RECENT_TOKENS = 16
 # What may be asked of one process and not be answered yet, besides by readers.
 _PROBES = 32
 _WORKSPACES = ("grid-one", "grid-two")
@@ -285,7 +292,7 @@ class Recorder:
 
     def _at_least(self, chance: random.Random) -> str:
         tokens = _copied(self._tokens)
-        return chance.choice(tokens) if tokens and chance.random() < 0.4 else ""
+        return chance.choice(tokens) if tokens and chance.random() < _DEMANDING else ""
 
     def _ask(self, process: int, client: Client, questions: Sequence[int], at_least: str) -> bool:
         messages = self._messages
@@ -305,6 +312,9 @@ class Recorder:
 
     def _record(self, asked: Asked) -> None:
         self.history.asked.append(asked)
+        # What one process has seen, another may be asked for.
+        if not self._tokens or self._tokens[-1] != asked.revision:
+            self._tokens.append(asked.revision)
         counted = Counter(asked.reasons)
         with self._lock:
             self.numbers.answered_by[asked.process] += len(asked.reasons)
@@ -410,7 +420,7 @@ class _Writer:
         if kind is Kind.RESUME:
             return key_pb.ResumeKeyRequest(key_id=key.key_id, request_id=request_id)
         made = key_pb.SuspendKeyRequest if kind is Kind.SUSPEND else key_pb.RevokeKeyRequest
-        return made(key_id=key.key_id, request_id=request_id, return_immediately=self._chance.random() < 0.15)
+        return made(key_id=key.key_id, request_id=request_id, return_immediately=self._chance.random() < _IMMEDIATELY)
 
     def _switch(self, kind: Kind, key: _Key, request: Message) -> None:
         self._look(key, probe=False)
@@ -432,7 +442,7 @@ class _Writer:
         if key.generation >= _MOST_GENERATIONS or time.monotonic() < key.overlap_ends:
             return
         request = key_pb.RotateKeyRequest(
-            key_id=key.key_id, request_id=str(uuid4()), return_immediately=self._chance.random() < 0.15
+            key_id=key.key_id, request_id=str(uuid4()), return_immediately=self._chance.random() < _IMMEDIATELY
         )
         if overlap:
             request.overlap.FromMilliseconds(int(overlap * 1000))
@@ -462,7 +472,7 @@ class _Writer:
             new_workspace_id=after[0],
             new_reference_id=after[1],
             request_id=str(uuid4()),
-            return_immediately=self._chance.random() < 0.15,
+            return_immediately=self._chance.random() < _IMMEDIATELY,
         )
         questions = self._recent(device)
         self._recorder.heat(questions)
@@ -482,7 +492,7 @@ class _Writer:
         until = None
         while True:
             process = self._choose()
-            hasty = self._chance.random() < 0.1
+            hasty = self._chance.random() < _HASTE
             try:
                 answer = method(self._recorder.client(process))(
                     request, timeout=_HASTY_SECONDS if hasty else _PROOF_SECONDS
@@ -505,7 +515,7 @@ class _Writer:
     def _choose(self) -> Process:
         """Return a process, more often one to which nothing is being done."""
         cluster = self._recorder.cluster
-        return self._chance.choice(cluster.processes if self._chance.random() < 0.15 else cluster.healthy())
+        return self._chance.choice(cluster.processes if self._chance.random() < _BLINDLY else cluster.healthy())
 
     def _note(self, done: _Attempted, kind: Kind, subject: str, **more: Any) -> None:
         narrows = kind is not Kind.CREATE and kind is not Kind.RESUME and not more.get("overlap")

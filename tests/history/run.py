@@ -17,8 +17,8 @@ from tests.postgres import Postgres
 
 PROCESSES = 3
 WAIT_SECONDS = fenced_after(LEASE).total_seconds()
-# Longer than the lease, after which whoever has not heard of changes must not answer.
-_STOP_SECONDS = LEASE.total_seconds() * 1.25
+# A change is waited for until the lease of whoever is away has ended; as long again is left to ask him after that.
+_STOP_SECONDS = LEASE.total_seconds() * 2
 ON_POSTGRES: Sequence[FaultKind] = ("stop", "kill", "cut", "restart the database")
 # There are no leases, and no server and no way to it that could be away.
 ON_SQLITE: Sequence[FaultKind] = ("stop", "kill")
