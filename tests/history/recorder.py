@@ -39,6 +39,9 @@ _IMMEDIATELY = 0.3
 _BLINDLY = 0.15
 # How often a reader asks for an answer that is recent enough.
 _DEMANDING = 0.4
+# How often a batch is of so few questions that a process which is cut off may remember all that they are about.
+_BRIEFLY = 0.4
+_FEW = 3
 _PAUSE_SECONDS = 0.05
 _OVERLAP_SECONDS = 1.0
 # Ten old secrets of a key are remembered.
@@ -284,9 +287,9 @@ class Recorder:
                 if len(self._hot) < 2:
                     self._stopping.wait(_PAUSE_SECONDS)
                     continue
-                size = chance.randint(1, self.scale.batch)
+                size = chance.randint(1, _FEW if chance.random() < _BRIEFLY else self.scale.batch)
                 hot, current = _copied(self._hot), _copied(self._current)
-                questions = chance.choices(hot, k=size // 2) + chance.choices(current, k=size - size // 2)
+                questions = chance.choices(hot, k=(size + 1) // 2) + chance.choices(current, k=size // 2)
                 if not self._ask(process.number, client, questions, self._at_least(chance)):
                     self._stopping.wait(_PAUSE_SECONDS)
 
