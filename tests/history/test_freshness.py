@@ -18,7 +18,7 @@ from tests.postgres import Postgres, running_postgres
 
 # On each of two databases.
 DECISIONS = 50_000
-SCALE = Scale(decisions=DECISIONS, batch=500, readers=1, writers=8, pause=0.06, seconds=60, faults=1, fault_pause=1.2)
+SCALE = Scale(decisions=DECISIONS, batch=800, readers=1, writers=8, pause=0.06, seconds=60, faults=1, fault_pause=1.2)
 SEED = 2
 
 
