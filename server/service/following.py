@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -67,6 +68,7 @@ class Follower:
         self._shared_clock = shared_clock
         self._heard = heard
         self._lease = lease
+        self._pause = lease.total_seconds() / POLLS_A_LEASE
         self._clock = clock
         self._process_id: str | None = None
         self._acknowledged: Revision | None = None
@@ -91,6 +93,9 @@ class Follower:
         """Leave. To be called once nothing is answered any more: what was granted is not waited for (rule 7)."""
         self._stopping.set()
         if self._thread.is_alive():
+            # An announcement, even that nobody leaves, ends the wait for one.
+            with suppress(StoreUnavailable), deadline_within(self._pause):
+                self._store.leave([])
             self._thread.join()
         self.leave()
 
@@ -190,9 +195,8 @@ class Follower:
             self._failing = False
 
     def _follow(self) -> None:
-        pause = self._lease.total_seconds() / POLLS_A_LEASE
         while not self._stopping.is_set():
-            due = self._clock() + pause
+            due = self._clock() + self._pause
             news = News(0)
             while News.COMMITTED not in news and not self._stopping.is_set() and (left := due - self._clock()) > 0:
                 try:
@@ -201,4 +205,5 @@ class Follower:
                     self._stopping.wait(left)
                 if News.ACKNOWLEDGED in news:
                     self._heard()
-            self._turn()
+            if not self._stopping.is_set():
+                self._turn()
