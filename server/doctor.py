@@ -16,9 +16,10 @@ from itertools import pairwise
 from cryptography import x509
 
 from server import app
+from server.addresses import is_loopback
 from server.domain.peppers import Peppers
 from server.service.base import Clock
-from server.settings import PREFIX, Settings, SettingsInvalid, is_loopback, load
+from server.settings import PREFIX, Settings, SettingsInvalid, load
 from server.store import postgres_condition, schema, sqlite_condition
 from server.store.contract import PepperUsage, Store, StoreUnavailable
 from server.store.postgres import PostgresEngine

@@ -5,7 +5,6 @@ A value that cannot be right stops the start, with the name of its variable and 
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from server.addresses import is_loopback
 
 PREFIX = "TEXTURE_AUTH_"
 
@@ -224,14 +225,3 @@ def _explain(found: dict[str, object]) -> str:
     if isinstance(location, tuple) and location:
         return f"{PREFIX}{str(location[0]).upper()}: {message}"
     return f"{PREFIX}{message}"
-
-
-def is_loopback(listen: str) -> bool:
-    """Tell whether HOST:PORT is on this machine."""
-    host = listen.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

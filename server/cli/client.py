@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from server.settings import is_loopback
+from server.addresses import is_loopback
 
 REFUSED = 1
 DENIED = 3

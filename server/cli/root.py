@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import click
 
-from server.cli.authorize import authorize
-from server.cli.callers import callers
 from server.cli.client import EXIT_CODES, Client, Identity
-from server.cli.devices import devices
-from server.cli.keys import keys
-from server.cli.links import links
-from server.cli.maintain import backup, doctor, restore
-from server.cli.operate import bootstrap, migrate, serve
-from server.cli.workspaces import workspaces
 from server.domain.token import holds_token
 
+# In which module of this package each command is.
+_MODULES = {
+    **dict.fromkeys(("serve", "migrate", "bootstrap"), "operate"),
+    **dict.fromkeys(("doctor", "backup", "restore"), "maintain"),
+    **{name: name for name in ("callers", "workspaces", "keys", "links", "devices", "authorize")},
+}
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class _Commands(click.Group):
+    """The commands, each imported when it is asked for: a caller's need nothing of the server, which takes longer."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return sorted(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        if cmd_name not in _MODULES:
+            return None
+        command: click.Command = getattr(import_module(f"server.cli.{_MODULES[cmd_name]}"), cmd_name)
+        return command
+
+
+@click.group(
+    cls=_Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option(
     "--address",
     envvar="TEXTURE_AUTH_ADDRESS",
@@ -98,20 +113,3 @@ def root(
     if tls_certificate is not None and tls_private_key is not None:
         identity = Identity(tls_certificate, tls_private_key)
     ctx.obj = Client(address, caller_key_file, tls_ca, identity, insecure_plaintext, timeout)
-
-
-for command in (
-    serve,
-    migrate,
-    bootstrap,
-    doctor,
-    backup,
-    restore,
-    callers,
-    workspaces,
-    keys,
-    links,
-    devices,
-    authorize,
-):
-    root.add_command(command)

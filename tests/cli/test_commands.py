@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -314,19 +316,27 @@ def commands(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple
     """Name every command and group."""
     yield path
     if isinstance(group, click.Group):
-        for name, command in group.commands.items():
-            yield from commands(command, (*path, name))
+        for name in group.list_commands(click.Context(group)):
+            yield from commands(part(group, name), (*path, name))
+
+
+def part(command: click.Command, *path: str) -> click.Command:
+    """Return the command that a path of names leads to."""
+    for name in path:
+        assert isinstance(command, click.Group)
+        inner = command.get_command(click.Context(command), name)
+        assert inner is not None
+        command = inner
+    return command
 
 
 COMMANDS = list(commands(root))
+CALLERS_MODULES = ("authorize", "callers", "client", "devices", "keys", "links", "output", "root", "workspaces")
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_every_command_has_help_that_says_what_it_does(path: tuple[str, ...]) -> None:
-    command: click.Command = root
-    for name in path:
-        assert isinstance(command, click.Group)
-        command = command.commands[name]
+    command = part(root, *path)
     assert command.help
     context = click.Context(command, info_name="texture-auth")
     assert "Usage:" in command.get_help(context)
@@ -334,9 +344,11 @@ def test_every_command_has_help_that_says_what_it_does(path: tuple[str, ...]) ->
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_no_command_takes_a_secret_as_an_argument(path: tuple[str, ...]) -> None:
-    command: click.Command = root
-    for name in path:
-        assert isinstance(command, click.Group)
-        command = command.commands[name]
-    names = {parameter.name for parameter in command.params}
+    names = {parameter.name for parameter in part(root, *path).params}
     assert names.isdisjoint({"api_key", "caller_key", "link_token", "key", "token", "secret", "peppers"})
+
+
+def test_what_calls_a_service_brings_nothing_of_the_server_along() -> None:
+    program = f"import sys, {', '.join(f'server.cli.{name}' for name in CALLERS_MODULES)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
+    assert {"server.app", "server.settings", "peewee", "psycopg", "pydantic"}.isdisjoint(done.stdout.split())
