@@ -15,6 +15,8 @@ LOAD_CORES = frozenset(CORES[-1:])
 ALL_CORES = frozenset(CORES)
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+# The least processor time that the kernel tells of a process, unless it is none.
+TICK_SECONDS = 1 / _TICKS
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as command
-from bench import load, processes
+from bench import load, machine, processes
 from bench.report import Row, markdown
 from bench.rounds import interleaved, spread
 from bench.rows import ROWS, batch, revoke, unary
@@ -76,6 +77,17 @@ def test_the_command_writes_a_table_for_people_and_one_for_machines(tmp_path: Pa
     assert "PSS of a server" in (tmp_path / "RESULTS.md").read_text()
     (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert (row["name"], row["ceiling"], row["verdict"]) == ("7", 200, "yes")
+
+
+def test_so_few_calls_that_no_processor_time_is_told_of_them_cost_something(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = {"count": 1, "errors": 0, "wrong": 0, "seconds": 0.1, "p50": 1.0, "p99": 1.0, "cpu_seconds": 0.0}
+    monkeypatch.setattr(load, "_generate", lambda *_: found)
+    monkeypatch.setattr(machine, "cpu_seconds", lambda _: 7.0)
+    server = processes.Running(subprocess.Popen(["true"]), "127.0.0.1:1", tmp_path)
+    server.process.wait()
+    assert load.call(server, load.Calls(method=load.AUTHORIZE, file=tmp_path), 0.1).cost > 0
 
 
 def test_rows_that_there_are_not_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
