@@ -12,7 +12,10 @@ SECONDS ?= 7200
 # Where `make proto` writes; the drift check points it elsewhere and compares.
 STUBS ?= generated/python
 
-.PHONY: help setup run demo tools test soak bench check release-image format proto proto-drift lock clean
+# Each process that a test starts would compile the server anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help setup run demo tools test soak bench check check-types check-style check-protos check-schema release-image format proto proto-drift lock clean
 
 help: ## what the targets do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +41,7 @@ tools: setup ## make grpcurl for the tests: by Go, where Go is
 
 test: tools ## every test, with coverage
 	@rm -f .coverage .coverage.*
-	$(BIN)/pytest -n auto --cov --cov-report= tests
+	$(BIN)/pytest -n auto --dist worksteal --cov --cov-report= tests
 	$(BIN)/coverage report
 	@echo "coverage of server/domain, which must be whole:"
 	$(BIN)/coverage report --include='server/domain/*' --fail-under=100
@@ -49,13 +52,22 @@ soak: setup ## processes that are stopped, killed and cut off decide ten million
 bench: setup ## measure, in ratios, and write bench/RESULTS.md; ROWS=unary,batch for some rows (bench/rows names them)
 	@$(BIN)/python -m bench --rows "$(ROWS)"
 
-check: setup proto-drift ## every check that is not a test
+check: setup ## every check that is not a test
+	@$(MAKE) --no-print-directory --jobs=2 check-types check-style check-protos proto-drift check-schema
+
+check-types: setup
+	$(BIN)/mypy
+
+check-style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/lint-imports
+
+check-protos: setup
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 	$(BREAKING) check protos
+
+check-schema: setup
 	$(BIN)/pytest tests/store/test_schema.py
 
 release-image: setup ## keep the protos as a release has them, for the breaking check: VERSION=0.1.0

@@ -137,5 +137,8 @@ def test_a_release_is_named_by_three_numbers(protos: Path, version: str) -> None
 def test_make_check_runs_this_script() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
 
+    (check,) = (line for line in makefile.splitlines() if "$(MAKE)" in line and " check-types " in line)
+    assert " check-protos " in check
+    assert "check-protos: setup\n\tcd protos" in makefile
     assert "\t$(BREAKING) check protos\n" in makefile
     assert "\t@$(BREAKING) keep protos" in makefile
