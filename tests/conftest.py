@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -18,6 +19,18 @@ from tests.postgres import Postgres, running_postgres
 def pytest_xdist_auto_num_workers() -> int:
     """Run one process more than there are processors: some tests do little but wait."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector pass over what is loaded by now, all of which stays."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def unmeasured_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure no coverage in the processes that the test starts: cheaper tests cover what they run."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ needs_go = pytest.mark.skipif(
     shutil.which("go") is None and not os.environ.get("CI"), reason="Go, which builds the load generator, is not here"
 )
 # The load generator is built once.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("unmeasured_processes")]
 
 
 @pytest.fixture

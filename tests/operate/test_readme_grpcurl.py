@@ -24,6 +24,7 @@ from tests.operate.readme import README, blocks
 ADDRESS = "127.0.0.1:50051"
 # Between what one line prints and what the next one does.
 END = "-- ended with "
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 
 @pytest.fixture(params=GRPCURLS)

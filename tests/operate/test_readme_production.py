@@ -17,6 +17,7 @@ from tests.operate.readme import blocks
 
 DATABASE = "postgresql://texture_auth@db.example/texture_auth"
 ADDRESS, CLIENT_ADDRESS = "127.0.0.1:50051", "127.0.0.1:50052"
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 
 def script(text: str, replacements: dict[str, str]) -> str:

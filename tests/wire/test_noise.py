@@ -47,12 +47,11 @@ EACH_METHOD = pytest.mark.parametrize("method", METHODS, ids=short)
 def noisy(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Service]:
     """A server for all tests of this module, on each kind of database."""
     folder = tmp_path_factory.mktemp("noise")
-    if request.param == "sqlite":
-        with untraced(with_threads=False), running_service(folder) as service:
-            yield service
-        return
-    database = request.getfixturevalue("postgres").new_database()
-    with untraced(with_threads=True), running_service(folder, database=database) as service:
+    chosen = {}
+    if request.param == "postgres":
+        chosen["database"] = request.getfixturevalue("postgres").new_database()
+    # Whatever noise gets to, other tests get to on purpose.
+    with untraced(with_threads=True), running_service(folder, **chosen) as service:
         yield service
 
 
