@@ -46,8 +46,8 @@ from server.wire.tls import CertificateFiles, CertificateInvalid, ReloadingCrede
 from server.worker import worker_number
 
 DEVELOPMENT_CALLER = "dev-operator"
-# One thread decides at a time, whatever their number, and another may take in a message meanwhile; more of them only get
-# into each other's way. Those that wait for the store let others go on.
+# One thread decides at a time, whatever their number, and another may take in a message meanwhile; more of them get into
+# each other's way. Those that wait for the store let others go on.
 DECIDING_THREADS = 2
 # For each thread that works on calls, how many others may wait for the store, or for other processes.
 WAITING_FOR_EACH_THREAD = 4
