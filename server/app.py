@@ -46,7 +46,7 @@ from server.wire.tls import CertificateFiles, CertificateInvalid, ReloadingCrede
 from server.worker import worker_number
 
 DEVELOPMENT_CALLER = "dev-operator"
-# One thread decides at a time, whatever their number, and another may take in a message meanwhile; more of them get into
+# One thread decides at a time, whatever their number, and another may take in a message meanwhile; more of them get in
 # each other's way. Those that wait for the store let others go on.
 DECIDING_THREADS = 2
 # For each thread that works on calls, how many others may wait for the store, or for other processes.

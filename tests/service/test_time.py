@@ -11,7 +11,7 @@ from server.domain.exposure import Context
 from server.domain.kinds import KeyKind
 from server.domain.lifecycle import Rotation
 from server.domain.reasons import Reason
-from server.service.authorization import AuthorizationService
+from server.service.authorization import AuthorizationService, DecisionIds
 from server.service.barrier import Barrier
 from server.service.base import Call, Resources
 from server.service.exposures import ExposureService
@@ -42,7 +42,7 @@ def test_a_secret_that_ends_at_once_has_ended_for_processes_whose_time_is_behind
     made = KeyService(early).create_key(
         Call(caller_id="dashboard", method="CreateKey"), WORKSPACE_ID, KeyKind.SERVER, KeyFields(display_name="Backend")
     )
-    deciding = AuthorizationService(late, ExposureService(late), Rehashing(late))
+    deciding = AuthorizationService(late, ExposureService(late), Rehashing(late), DecisionIds())
     asked = [ask(made.value.secret, "devices:list", "", Context())]
 
     def reason() -> Reason:
