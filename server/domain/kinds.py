@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from enum import Enum
 
+from server.domain.members import Members
 from server.domain.token import TokenKind
 
 
-class Permission(Enum):
+class Permission(Members):
     """What a key may be allowed to do, by the name that callers use."""
 
     DEVICES_LIST = "devices:list"
@@ -18,7 +19,7 @@ class Permission(Enum):
     WORKSPACE_CONFIGURE = "workspace:configure"
 
 
-class KeyKind(Enum):
+class KeyKind(Members):
     """What a customer's key is for."""
 
     SERVER = "server"
@@ -42,7 +43,7 @@ TOKEN_KIND = {
 }
 
 
-class Role(Enum):
+class Role(Members):
     """What a caller of this service may do. Which RPC needs which is a table at the wire."""
 
     AUTHORIZER = "authorizer"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
 
 from server.domain.kinds import Environment, ExposurePolicy, KeyKind, Permission, Role
+from server.domain.members import Members
 
 # Fields marked so are left out of events and of `repr`.
 SECRET: Mapping[str, bool] = {"secret": True}
@@ -47,7 +47,7 @@ class Generation:
         return self.retire_time is not None and now >= self.retire_time
 
 
-class KeyState(Enum):
+class KeyState(Members):
     """Where a key stands. EXPIRED is never stored: it is ACTIVE whose time has run out."""
 
     ACTIVE = "active"

@@ -40,6 +40,8 @@ class Peppers:
         self._by_id = {pepper.pepper_id: pepper.secret for pepper in peppers}
         if len(self._by_id) != len(peppers):
             raise ValueError("two peppers have the same id")
+        # Each is ready to digest a secret, which takes two thirds of the time.
+        self._keyed = {pepper.pepper_id: hmac.new(pepper.secret, digestmod="sha256") for pepper in peppers}
         self.signing_id = peppers[0].pepper_id
 
     def __repr__(self) -> str:
@@ -70,7 +72,7 @@ class Peppers:
 
     def digest(self, text: str) -> tuple[str, bytes]:
         """Return the id of the signing pepper and the digest (32 bytes) of an ASCII text under it."""
-        return self.signing_id, _digest(self._by_id[self.signing_id], text)
+        return self.signing_id, self._digest(self.signing_id, text)
 
     def require(self, pepper_id: str) -> None:
         """Make sure that what was made with a pepper can be compared here. Raises Refusal (PEPPER_UNAVAILABLE)."""
@@ -87,7 +89,7 @@ class Peppers:
         Raises Refusal (PEPPER_UNAVAILABLE) where the pepper is not here: then nobody can tell.
         """
         self.require(pepper_id)
-        return hmac.compare_digest(_digest(self._by_id[pepper_id], text), digest)
+        return hmac.compare_digest(self._digest(pepper_id, text), digest)
 
     def sign(self, purpose: str, message: bytes) -> bytes:
         """Return a tag (16 bytes) that only holders of the signing pepper can make, apart for each purpose."""
@@ -97,9 +99,10 @@ class Peppers:
         """Tell, in constant time, whether any pepper here made this tag."""
         return any(hmac.compare_digest(_tag(secret, purpose, message), tag) for secret in self._by_id.values())
 
-
-def _digest(secret: bytes, text: str) -> bytes:
-    return hmac.digest(secret, text.encode("ascii"), "sha256")
+    def _digest(self, pepper_id: str, text: str) -> bytes:
+        keyed = self._keyed[pepper_id].copy()
+        keyed.update(text.encode("ascii"))
+        return keyed.digest()
 
 
 def _tag(secret: bytes, purpose: str, message: bytes) -> bytes:

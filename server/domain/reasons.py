@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import auto
+
+from server.domain.members import Members
 
 
-class Reason(Enum):
+class Reason(Members):
     """Why a decision is what it is, in the order in which failures are looked for."""
 
     PERMITTED = auto()

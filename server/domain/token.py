@@ -14,7 +14,8 @@ import secrets
 import string
 import zlib
 from dataclasses import dataclass, field
-from enum import Enum
+
+from server.domain.members import Members
 
 ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 ID_LENGTH = 16
@@ -22,7 +23,7 @@ SECRET_LENGTH = 32  # 190 bits
 _CHECKSUM_LENGTH = 6
 
 
-class TokenKind(Enum):
+class TokenKind(Members):
     """What a token is, by its prefix. The kinds are short words that secret scanners do not skip."""
 
     SERVER = "txk_srv"

@@ -119,8 +119,13 @@ def rotation(request: Message) -> Rotation:
     return Rotation(overlap=timedelta() if overlap is None else overlap, force=getattr(request, "force", False))
 
 
+_NOTHING_SEEN = Context()
+
+
 def context(message: request_context_pb2.RequestContext, fields: Fields, path: str = "context") -> Context:
     """Return what a gateway saw, and note what is wrong with it."""
+    if not message.ByteSize():
+        return _NOTHING_SEEN
     return Context(
         client_ip=fields.address(f"{path}.client_ip", message.client_ip),
         user_agent=fields.header(f"{path}.user_agent", message.user_agent),

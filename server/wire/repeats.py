@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
@@ -81,16 +81,30 @@ class Repeats:
         self._memo: Memo[Allowed] = Memo(cache, clock, most)
         self._revision: tuple[Revision | None, bytes] = (None, b"")
 
-    def keep(self, raw: bytes, question: Question, answer: Answer) -> None:
-        """Remember an answer, if it may be given again, to a question (AuthorizeRequest or Question) of these bytes."""
+    def first(self, raw: bytes, question: Question, answer: Answer, applied: Revision) -> bytes:
+        """Return the bytes (AuthorizeResponse) of the first answer to a question, which is remembered if it may be.
+
+        `raw` are the bytes of the question: an AuthorizeRequest or a Question.
+        """
+        allowed = self._keep(raw, question, answer)
+        if allowed is None:
+            return convert.answer(answer, applied.encode()).SerializeToString()
+        return allowed.alone + _of_time(answer.valid_for) + self._of_revision(applied) + _of_id(answer.decision_id)
+
+    def first_in_batch(self, raw: bytes, question: Question, answer: Answer, applied: Revision) -> bytes:
+        """Return the bytes of such an answer as part of a batch: a BatchAnswer."""
+        return BATCH_ANSWER(answer=self.first(raw, question, answer, applied)).SerializeToString()
+
+    def _keep(self, raw: bytes, question: Question, answer: Answer) -> Allowed | None:
         key = answer.decision.key
-        if answer.grounds and key is not None:
-            alone = convert.answer(Answer(answer.decision, "", None), "").SerializeToString()
-            whole = len(alone) + _REVISION_BYTES + _ID_BYTES
-            framed = BATCH_ANSWER(answer=bytes(whole)).SerializeToString()
-            in_batch = framed[: len(framed) - whole] + alone
-            allowed = Allowed(alone, in_batch, question.permission.value, key.key_id)
-            self._memo.keep(raw, Conclusion(allowed, answer.grounds, answer.decision.valid_until))
+        if not answer.grounds or key is None:
+            return None
+        alone = convert.answer(Answer(answer.decision, "", None), "").SerializeToString()
+        whole = len(alone) + _REVISION_BYTES + _ID_BYTES
+        framed = BATCH_ANSWER(answer=bytes(whole)).SerializeToString()
+        allowed = Allowed(alone, framed[: len(framed) - whole] + alone, question.permission.value, key.key_id)
+        self._memo.keep(raw, Conclusion(allowed, answer.grounds, answer.decision.valid_until))
+        return allowed
 
     def answer(self, raw: bytes) -> Repeat | None:
         """Answer an AuthorizeRequest if that can be done from memory. Raises StoreUnavailable."""
@@ -101,12 +115,12 @@ class Repeats:
             return None
         # The revision that the request asks for was reached when its answer was kept; of another history no fact lives.
         decision_id = self._next_id()
-        tail = self._of_revision(applied) + _ID_HEAD + decision_id.encode()
+        tail = self._of_revision(applied) + _of_id(decision_id)
         if found.valid_until is not None:
             now = self._clock()
             if now >= found.valid_until:
                 return None
-            tail += _of_time(found.valid_until, now)
+            tail += _of_time(found.valid_until - now)
         if not cache.still(applied):
             return None
         self._count(1, len(found.grounds))
@@ -142,7 +156,7 @@ class Repeats:
                 continue
             now = now or self._clock()
             until = min(until or one.valid_until, one.valid_until)
-            answer = one.value.alone + _of_time(one.valid_until, now) + tail + next_id().encode()
+            answer = one.value.alone + _of_time(one.valid_until - now) + tail + next_id().encode()
             written.append(BATCH_ANSWER(answer=answer).SerializeToString())
         if (until is not None and self._clock() >= until) or not self._cache.still(applied):
             return None
@@ -168,8 +182,14 @@ class Repeats:
         self._cache.count(DEVICE, grounds - answers)
 
 
-def _of_time(valid_until: datetime, now: datetime) -> bytes:
-    return pb.AuthorizeResponse(valid_for=convert.duration(valid_until - now)).SerializeToString()
+def _of_time(valid_for: timedelta | None) -> bytes:
+    if valid_for is None:
+        return b""
+    return pb.AuthorizeResponse(valid_for=convert.duration(valid_for)).SerializeToString()
+
+
+def _of_id(decision_id: str) -> bytes:
+    return _ID_HEAD + decision_id.encode()
 
 
 def _opaque(message: type[Message], field: str) -> type[Message]:

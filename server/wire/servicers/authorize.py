@@ -72,10 +72,9 @@ class AuthorizeServicer:
         (answer,) = answers.answers
         if isinstance(answer, Refusal):
             raise answer
-        self._repeats.keep(raw, question, answer)
         note(**_loggable(question, answer))
         rpc.routine = answer.decision.allowed
-        return convert.answer(answer, answers.revision.encode()).SerializeToString()
+        return self._repeats.first(raw, question, answer, answers.revision)
 
     def BatchAuthorize(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """Answer many questions."""
@@ -121,12 +120,20 @@ class AuthorizeServicer:
         questions = [_question_or_refusal(parsed(raw, pb.Question.FromString)) for raw in raws]
         answers = self._service.answer(questions, at_least_revision, CURRENT.get().caller_id)
         worked_out = list(zip(questions, answers.answers, strict=True))
-        for raw, (question, answer) in zip(raws, worked_out, strict=True):
-            if isinstance(question, Question) and isinstance(answer, Answer):
-                self._repeats.keep(raw, question, answer)
-        revision = answers.revision.encode()
-        messages = [_batch_answer(answer, revision).SerializeToString() for answer in answers.answers]
+        messages = [
+            self._in_batch(raw, question, answer, answers.revision)
+            for raw, (question, answer) in zip(raws, worked_out, strict=True)
+        ]
         return _Batch(messages, answers.revision, worked_out)
+
+    def _in_batch(
+        self, raw: bytes, question: Question | Refusal, answer: Answer | Refusal, revision: Revision
+    ) -> bytes:
+        if isinstance(question, Refusal):
+            return _error(question).SerializeToString()
+        if isinstance(answer, Refusal):
+            return _error(answer).SerializeToString()
+        return self._repeats.first_in_batch(raw, question, answer, revision)
 
     def ExplainAuthorization(
         self, request: pb.ExplainAuthorizationRequest, context: grpc.ServicerContext
@@ -185,13 +192,11 @@ def _notes(permission: str, reason: Reason, key_id: str | None, decision_id: str
     }
 
 
-def _batch_answer(answer: Answer | Refusal, revision: str) -> pb.BatchAnswer:
-    if isinstance(answer, Answer):
-        return pb.BatchAnswer(answer=convert.answer(answer, revision))
+def _error(refusal: Refusal) -> pb.BatchAnswer:
     return pb.BatchAnswer(
         error=pb.QuestionError(
-            reason=error_pb2.ErrorReason.Value(f"ERROR_REASON_{answer.reason.name}"),
-            message=answer.message,
-            field_violations=[convert.violation(found) for found in answer.violations],
+            reason=error_pb2.ErrorReason.Value(f"ERROR_REASON_{refusal.reason.name}"),
+            message=refusal.message,
+            field_violations=[convert.violation(found) for found in refusal.violations],
         )
     )
