@@ -118,6 +118,7 @@ class _History:
         self.known: dict[Revision, None] = {}
 
     def add(self, revision: Revision) -> None:
+        self.known.pop(revision, None)
         while len(self.known) >= MOST_KNOWN:
             self.known.pop(next(iter(self.known)), None)
         self.known[revision] = None
@@ -326,10 +327,22 @@ class FactCache:
             if reading.since is not self._applied:
                 return False
             self._begin_history(reading.head)
+        elif not self._meets(reading.head, reading.changes):
+            return False
         else:
             self._evict(reading.changes)
+            for revision in reading.changes.passed:
+                self._history.add(revision)
         self._version = reading.version
         return True
+
+    def _meets(self, head: Revision, changes: Changes) -> bool:
+        """Tell whether changes are of one line with what was applied since they were read.
+
+        Of two readings that began at the same revision, one may be of a line that the store has lost, by a failover or
+        a restored copy, and the other of the line in its place. The next reading tells which of them goes on.
+        """
+        return self._applied in changes.passed or head in self._history.known
 
     def _begin_history(self, head: Revision | None) -> None:
         """Begin anew: everything that was remembered may be of another history."""
@@ -338,6 +351,8 @@ class FactCache:
         self._floors.clear()
         self._floor = self._head = 0 if head is None else head.number
         self._history = _History()
+        if head is not None:
+            self._history.add(head)
         self._applied = head
 
     def _evict(self, changes: Changes) -> None:

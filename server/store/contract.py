@@ -145,10 +145,14 @@ KEY, DEVICE, CALLER, CERTIFICATE_NAME = "key", "device", "caller", "certificate_
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a history has gone through since a revision: where it is now, and the kinds and ids of what changed."""
+    """What a history has gone through since a revision: where it is now, and the kinds and ids of what changed.
+
+    `passed` are the revisions it went through, that one and the head included.
+    """
 
     head: Revision
     touched: frozenset[tuple[str, str]]
+    passed: frozenset[Revision]
 
 
 class News(Flag):

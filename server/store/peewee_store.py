@@ -216,16 +216,22 @@ class PeeweeReader:
         if epoch != str(revision.epoch) or known != revision.nonce or number < revision.number:
             return None
         if number == revision.number:
-            return Changes(revision, frozenset())
+            return Changes(revision, frozenset(), frozenset({revision}))
         found = self._database.execute_sql(
-            'SELECT "revision", "entity_kind", "entity_id" FROM "change" '  # noqa: S608 - no values
+            'SELECT "revision", "nonce", "entity_kind", "entity_id" FROM "change" '  # noqa: S608 - no values
             f'WHERE "revision" > {place} LIMIT {limit + 1}',
             (revision.number,),
         ).fetchall()
-        if len(found) > limit or len({row[0] for row in found}) != number - revision.number:
+        passed = {(row[0], row[1]) for row in found}
+        if len(found) > limit or len(passed) != number - revision.number:
             return None
-        touched = frozenset((kind, entity_id) for _, kind, entity_id in found)
-        return Changes(Revision(UUID(epoch), number, nonce), touched)
+        touched = frozenset((kind, entity_id) for _, _, kind, entity_id in found)
+        history = UUID(epoch)
+        return Changes(
+            Revision(history, number, nonce),
+            touched,
+            frozenset({revision, *(Revision(history, *one) for one in passed)}),
+        )
 
     def members(self) -> Sequence[Member]:
         """Return the processes that are enrolled."""

@@ -50,18 +50,20 @@ class FollowerPromises:
     def test_the_changes_since_a_revision_are_the_entities_that_later_ones_touched(self, store: Store) -> None:
         populate(store)
         since = head_of(store)
-        with store.write() as writer:
-            writer.replace_key(make_key(display_name="renamed"))
-        with store.write() as writer:
-            writer.put_devices([make_device(device_id="other"), make_device()])
+        with store.write() as first:
+            first.replace_key(make_key(display_name="renamed"))
+        with store.write() as second:
+            second.put_devices([make_device(device_id="other"), make_device()])
         assert changes(store, since) == Changes(
-            writer.revision, frozenset({(KEY, SERVER_KEY_ID), (DEVICE, DEVICE_ID), (DEVICE, "other")})
+            second.revision,
+            frozenset({(KEY, SERVER_KEY_ID), (DEVICE, DEVICE_ID), (DEVICE, "other")}),
+            frozenset({since, first.revision, second.revision}),
         )
 
     def test_nothing_has_changed_since_the_head(self, store: Store) -> None:
         populate(store)
         head = head_of(store)
-        assert changes(store, head) == Changes(head, frozenset())
+        assert changes(store, head) == Changes(head, frozenset(), frozenset({head}))
 
     def test_the_changes_since_the_beginning_are_known(self, store: Store) -> None:
         beginning = head_of(store)
