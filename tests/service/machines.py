@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,14 +13,20 @@ from unittest import mock
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
+from server.domain.decision import ask
 from server.domain.errors import ErrorReason, Refusal
+from server.domain.exposure import Context
+from server.domain.reasons import Reason
 from server.domain.revision import Revision
 from server.service import facts
+from server.service.authorization import Answer, AuthorizationService
 from server.service.base import Call
+from server.service.exposures import ExposureService
 from server.service.facts import Known
-from server.service.following import LEASE, SILENT_LEASES, fenced_after
+from server.service.following import LEASE, RATE_ERROR, SILENT_LEASES, fenced_after
+from server.service.rehashing import Rehashing
 from server.store.contract import DEVICE, OutcomeUnknown, StoreUnavailable, Writer
-from tests.builders import make_device
+from tests.builders import NOW, PEPPERS, api_key_of, make_device, make_key
 from tests.service.world import RATES, World, promise
 
 DEVICES = ("inverter-1", "inverter-2")
@@ -499,3 +505,87 @@ class Everything(Pauses, Members, Memory):
     @rule(number=numbers, first=st.booleans())
     def a_process_ends_to_fill(self, number: int, first: bool) -> None:
         self.end_to_fill(number, 0 if first else -1)
+
+
+class Expiry(World):
+    """A process that answers for a key that expires, by the database's clock, as it last heard of it."""
+
+    nothing: Mapping[str, Any] = {"expires": NOW + timedelta(seconds=1)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine_stepped = timedelta()
+        self.held_up: list[float] = []
+        self.heard = NOW, 0.0
+
+    @initialize(rate=rates)
+    def begin(self, rate: float) -> None:
+        self.process = self.new_process(rate, LEASE)
+        resources = self.resources_class(
+            self.store, PEPPERS, self.process.shared_clock, self.process.cache, self.barrier
+        )
+        self.service = AuthorizationService(resources, ExposureService(resources), Rehashing(resources))
+        with self.store.write() as writer:
+            writer.add_key(make_key(expire_time=NOW + timedelta(seconds=1)))
+        self.process.follower.enrol()
+        self.a_process_follows(0.0)
+
+    def clock_is_read(self) -> None:
+        if self.held_up:
+            self.now += self.held_up.pop(0)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, LONG]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(seconds=st.sampled_from([-0.5, 0.5, 1.5, 3.0]))
+    def the_key_is_to_expire_elsewhen(self, seconds: float) -> None:
+        expires = self.wall() + timedelta(seconds=seconds)
+        self.pending = {"expires": expires}
+        with self.store.write() as writer:
+            writer.replace_key(make_key(expire_time=expires))
+
+    @rule(seconds=st.sampled_from([0.0, 0.7, LONG]))
+    def a_process_follows(self, seconds: float) -> None:
+        began = self.now
+        report = self.process.follower.read()
+        self.now += seconds
+        self.process.follower.take(report)
+        self.process.follower.acknowledge()
+        self.heard = report.time, began
+
+    @rule(minutes=st.sampled_from([-60, 60]))
+    def the_clock_of_the_database_is_set(self, minutes: int) -> None:
+        self.stepped += timedelta(minutes=minutes)
+
+    @rule(minutes=st.sampled_from([-60, 60]))
+    def the_clock_of_the_machine_is_set(self, minutes: int) -> None:
+        self.machine_stepped += timedelta(minutes=minutes)
+
+    @rule(held_up=st.lists(st.sampled_from([0.0, 0.4, 1.0]), max_size=4))
+    def a_process_is_asked_about_the_key(self, held_up: list[float]) -> None:
+        """And is held up before it reads its clock, time and again."""
+        self.held_up = held_up
+        question = ask(api_key_of(make_key()), "devices:list", "", Context())
+        done = self.service.answer([question], "", "device-api")
+        self.held_up = []
+        (answer,) = done.answers
+        assert isinstance(answer, Answer)
+        expires = self.moments[done.revision].values["expires"]
+        then, began = self.heard
+        passed = timedelta(seconds=self.now - began)
+        if answer.decision.reason is Reason.PERMITTED:
+            promise(then + passed * (1 - RATE_ERROR) < expires, "a key that has expired allows nothing")
+        else:
+            promise(answer.decision.reason is Reason.KEY_EXPIRED, "a key is in force until it expires")
+            promise(then + passed * (1 + RATE_ERROR) >= expires, "a key is in force until it expires")
+
+    @rule(
+        seconds=st.sampled_from([0.5, 1.5]),
+        reading=st.sampled_from([0.0, 0.7, LONG]),
+        held_up=st.lists(st.sampled_from([0.0, 0.4, 1.0]), max_size=8),
+    )
+    def a_key_expires_while_a_process_is_held_up(self, seconds: float, reading: float, held_up: list[float]) -> None:
+        self.the_key_is_to_expire_elsewhen(seconds)
+        self.a_process_follows(reading)
+        self.a_process_is_asked_about_the_key(held_up)

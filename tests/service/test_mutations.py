@@ -9,21 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from server.domain.revision import Revision
+from server.service import authorization
 from server.service.barrier import AT_ONCE, Propagation, _Roll
 from server.service.base import Call, Mutation, Resources
-from server.service.facts import FactCache, Known, Place, Reading
+from server.service.facts import FactCache, Known, Place, Reading, SharedClock
 from server.service.following import LEASE, Follower, Report, fenced_after
 from server.store.contract import Changes, Member, Reader, Writer
 from server.store.peewee_store import PeeweeReader
-from tests.service.machines import Members, Memory, Pauses
+from tests.builders import NOW
+from tests.service.machines import Expiry, Members, Memory, Pauses
 from tests.service.world import Broken, Clock, LeasedStore, Waiter, WaitingRoom, World
 
 T = TypeVar("T")
@@ -295,6 +298,39 @@ class LeavesBeforeItStops(Follower):
         super().leave()
 
 
+# Rule 8: time.
+
+
+class TakesTheTimeForThatOfNow(SharedClock):
+    """Rule 8: the database's time is of no earlier than when the reading began, and is counted on from there."""
+
+    def set(self, then: datetime, began: float) -> None:  # noqa: ARG002 - that is what is wrong with it
+        super().set(then, self._clock())
+
+
+class GoesByTheMachine(SharedClock):
+    """Rule 8: the time is the database's, whatever the machine's own clock is set to."""
+
+    def __call__(self) -> datetime:
+        assert isinstance(self._clock, Clock)
+        world = self._clock._world
+        assert isinstance(world, Expiry)
+        return NOW + timedelta(seconds=world.now) + world.machine_stepped
+
+
+class AnswersForWhatHasExpired(Expiry):
+    """Rule 5: before `valid_until` an answer is handed over, or not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = mock.patch.object(authorization, "_overtaken", return_value=False)
+        self.patch.start()
+
+    def teardown(self) -> None:
+        self.patch.stop()
+        super().teardown()
+
+
 # The words: t0 is of a clock that goes on while the machine is suspended.
 
 
@@ -336,6 +372,9 @@ def variant(machine: type[World], **classes: type[object]) -> type[World]:
         pytest.param(variant(Members, resources_class=RetryReturnsAtOnce), id="a retry returns at once"),
         pytest.param(variant(Members, follower_class=StrikesOffOnSuspicion), id="strikes off on suspicion"),
         pytest.param(variant(Members, follower_class=LeavesBeforeItStops), id="leaves before it stops"),
+        pytest.param(variant(Expiry, shared_clock_class=TakesTheTimeForThatOfNow), id="takes the time for that of now"),
+        pytest.param(variant(Expiry, shared_clock_class=GoesByTheMachine), id="goes by its machine's clock"),
+        pytest.param(AnswersForWhatHasExpired, id="answers for what has expired"),
         pytest.param(StoppingClock, id="stops its clock"),
     ],
 )
