@@ -292,7 +292,6 @@ class LeavesBeforeItStops(Follower):
     """Rule 7: who leaves answers nothing from memory any more."""
 
     def leave(self) -> None:
-        assert self._process_id is not None or not self._process_id
         if self._process_id is not None:
             self._store.leave([self._process_id])
         super().leave()
