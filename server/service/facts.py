@@ -53,6 +53,8 @@ MOST_CHANGES = 10_000
 MOST_KNOWN = 1_000
 # How often an answer is tried from memory that others keep changing, before it is read from the store.
 TRIES = 4
+# How old a snapshot may be that is answered from without a lease: as old as what a lease allows.
+DIRECT_SECONDS = 2.0
 # How many loads of different entities may go on side by side without waiting for one another's.
 STRIPES = 64
 # A second chance is given to so many entries in a row at most.
@@ -273,7 +275,7 @@ class FactCache:
                 break
             if self._applied is applied:
                 self._catch_up(None)
-        return work(self._directly(wanted, at_least))
+        return self._decide_directly(wanted, at_least, work)
 
     def read(self, reader: Reader, began: float, version: object | None) -> Reading:
         """Return what a snapshot tells, that was begun after `began` and `version` were looked up (rule 3)."""
@@ -406,6 +408,17 @@ class FactCache:
             if head.number >= max(self._floor, self._floors.get(place, 0)):
                 kind, entity_id = place
                 (self._absent if value is None else self._known)[kind].put(entity_id, Fact(value))
+
+    def _decide_directly(self, wanted: Collection[Place], at_least: Revision | None, work: Callable[[Known], T]) -> T:
+        while True:
+            began = self._clock()
+            done = _attempt(work, self._directly(wanted, at_least))
+            # A process may be held up between its snapshot and its answer. Where versions tell, a call is answered from
+            # a snapshot of its own time; elsewhere nobody answers from one that is older than a lease (G2).
+            if self._store.version() is not None or self._clock() - began < DIRECT_SECONDS:
+                return done()
+            if not seconds_left():
+                raise StoreUnavailable("the database takes longer to answer than an answer may be old")
 
     def _directly(self, wanted: Collection[Place], at_least: Revision | None) -> Known:
         """Return facts of one snapshot that begins now."""

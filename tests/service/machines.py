@@ -19,7 +19,7 @@ from server.domain.exposure import Context
 from server.domain.reasons import Reason
 from server.domain.revision import Revision
 from server.service import facts
-from server.service.authorization import Answer, AuthorizationService
+from server.service.authorization import Answer, AuthorizationService, DecisionIds
 from server.service.base import Call
 from server.service.exposures import ExposureService
 from server.service.facts import Known
@@ -524,7 +524,7 @@ class Expiry(World):
         resources = self.resources_class(
             self.store, PEPPERS, self.process.shared_clock, self.process.cache, self.barrier
         )
-        self.service = AuthorizationService(resources, ExposureService(resources), Rehashing(resources))
+        self.service = AuthorizationService(resources, ExposureService(resources), Rehashing(resources), DecisionIds())
         with self.store.write() as writer:
             writer.add_key(make_key(expire_time=NOW + timedelta(seconds=1)))
         self.process.follower.enrol()

@@ -181,7 +181,7 @@ class AnswersAJoinedCallerAtOnce(FactCache):
 class ComparesNumbers(FactCache):
     """Rule 5 and G3: `applied` is no earlier than a revision only in that revision's own history."""
 
-    def _reaches(self, applied: Revision, at_least: Revision | None) -> bool:
+    def reaches(self, applied: Revision, at_least: Revision | None) -> bool:
         return at_least is None or at_least.number <= applied.number
 
 
