@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any
 
 import grpc
@@ -167,6 +167,7 @@ def seconds_for(context: grpc.ServicerContext, default: float) -> float:
 
 def on_pool(behavior: Callable[..., Any], pool: ThreadPoolExecutor) -> Callable[..., Any]:
     """Return the behavior of a method as one that is worked on by a pool of its own, and so waits for no others."""
-    call = partial(behavior)
+    # Whatever else gRPC is to know of it goes along, such as that a stream holds no thread.
+    call = update_wrapper(partial(behavior), behavior)
     call.experimental_thread_pool = pool  # type: ignore[attr-defined]  # gRPC's way of naming the pool of a method
     return call

@@ -7,7 +7,7 @@ the same bytes too, but for what names the revision and the decision. So neither
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -35,8 +35,8 @@ _Field = descriptor_pb2.FieldDescriptorProto
 class Allowed:
     """An ALLOW without what differs from one time to the next, alone and as part of a batch."""
 
-    alone: bytes
-    in_batch: bytes
+    alone: bytes = field(repr=False)
+    in_batch: bytes = field(repr=False)
     permission: str
     key_id: str
 
@@ -45,7 +45,7 @@ class Allowed:
 class Repeat:
     """An answer that was given again: the whole message, and what the log is to say."""
 
-    message: bytes
+    message: bytes = field(repr=False)
     allowed: Allowed
     decision_id: str
 

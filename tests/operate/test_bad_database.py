@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from texture.auth.v1 import key_service_pb2 as key_pb
 
 from server import app
 from server.settings import Settings
-from server.store.sqlite import SqliteEngine
+from server.store.sqlite import OTHER_FILE_SECONDS, SqliteEngine
 from tests.harness import Client, Service, refused, running_service
 from tests.operate.process import Server, client, health, run, serving, wait_until
 from tests.wire.links_helpers import (
@@ -85,6 +86,7 @@ def test_a_file_that_is_no_database_in_its_place_is_unavailable_and_left_alone(
         assert_well(server, calling, api_key)
         path.rename(tmp_path / "away")
         path.write_bytes(NOISE)
+        time.sleep(2 * OTHER_FILE_SECONDS)
 
         assert_unavailable(server, calling, api_key)
 
@@ -105,6 +107,7 @@ def test_while_another_database_stands_in_its_place_it_is_neither_read_nor_writt
         path.rename(tmp_path / "away")
         (other / "auth.db").rename(path)
         before = path.read_bytes()
+        time.sleep(2 * OTHER_FILE_SECONDS)
 
         assert_unavailable(server, calling, made.api_key)
 
