@@ -112,8 +112,9 @@ def test_a_revision_that_is_no_longer_kept_cannot_be_verified(grid: Service, mon
     grid.app._housekeeper.run_once()
 
     # The database cannot tell any more; a process may remember it for longer.
-    asked = {"api_key": old.api_key, "permission": "devices:list", "at_least_revision": old.revision}
-    request = authorize_service_pb2.ExplainAuthorizationRequest(**asked)
+    request = authorize_service_pb2.ExplainAuthorizationRequest(
+        api_key=old.api_key, permission="devices:list", at_least_revision=old.revision
+    )
     assert refused(grid.operator.authorize.ExplainAuthorization, request).reason == "REVISION_NOT_VERIFIABLE"
     for revision in new:
         assert reason_for(grid, old.api_key, at_least_revision=revision) == "PERMITTED"
