@@ -47,7 +47,7 @@ class Memo(Generic[T]):
 
     def find(self, asked: bytes) -> Conclusion[T] | None:
         """Return what was concluded, if it stands on live facts; its time may be over."""
-        found = self._conclusions.get(blake2b(asked, digest_size=_DIGEST_BYTES, key=self._secret).digest())
+        found = self._conclusions.get(self._digest(asked))
         if found is not None:
             for fact in found.grounds:
                 if not fact.live:
@@ -65,9 +65,12 @@ class Memo(Generic[T]):
 
     def keep(self, asked: bytes, conclusion: Conclusion[T]) -> None:
         """Remember what was concluded, in place of what was before."""
-        digest = blake2b(asked, digest_size=_DIGEST_BYTES, key=self._secret).digest()
+        digest = self._digest(asked)
         with self._lock:
             self._conclusions.pop(digest, None)
             self._conclusions[digest] = conclusion
             while len(self._conclusions) > self._most:
                 del self._conclusions[next(iter(self._conclusions))]
+
+    def _digest(self, asked: bytes) -> bytes:
+        return blake2b(asked, digest_size=_DIGEST_BYTES, key=self._secret).digest()

@@ -94,7 +94,7 @@ class Gate(grpc.ServerInterceptor):
         """Return the wrapped handler of a method, made once, or while too many calls wait, one that refuses."""
         method = handler_call_details.method
         if method in self._open:
-            return self._open_handler(method, continuation(handler_call_details))
+            return self._opened.get(method) or self._open_handler(method, continuation(handler_call_details))
         lane = self._house.desk_of(method).lane(_credential(handler_call_details.invocation_metadata) or "")
         wrapped = self._wrapped.get((method, lane))
         if wrapped is None:
@@ -102,15 +102,14 @@ class Gate(grpc.ServerInterceptor):
             if handler is None:
                 return None
             wrapped = self._wrapped[method, lane] = self._wrap(method, handler, lane)
-            self._overloaded.setdefault(method, self._refusing(method, handler))
+            if method not in self._overloaded:
+                self._overloaded[method] = self._refusing(method, handler)
         return self._overloaded[method] if lane.full else wrapped
 
     def _open_handler(self, method: str, handler: Handler | None) -> Handler | None:
-        if handler is None or method not in policy.OPEN:
-            return handler
-        if method not in self._opened:
-            self._opened[method] = self._open_to_all(handler)
-        return self._opened[method]
+        if handler is not None:
+            self._opened[method] = self._open_to_all(handler) if method in policy.OPEN else handler
+        return self._opened.get(method)
 
     def _open_to_all(self, handler: Handler) -> Handler:
         """Return the handler of a method that is open to everybody, which waits neither for calls nor for messages."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,17 +13,16 @@ from typing import Any
 import grpc
 import pytest
 from texture.auth.v1 import authorize_service_pb2 as pb
-from texture.auth.v1 import workspace_service_pb2
 from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER, ROLE_KEY_ADMIN
 
 from server.app import DECIDING_THREADS, WAITING_FOR_EACH_THREAD
-from server.service.workspaces import WorkspaceService
 from server.store.peewee_store import PeeweeReader
 from server.wire.desks import LANES, Desk, Lane
 from tests.harness import refused, running_service
+from tests.operate.process import wait_until
 from tests.wire.helpers import make_key, make_workspace, question, reason_of, with_wrong_secret
+from tests.wire.test_deadlines import AUTHORIZE, LIST, half_sent, held_up
 
-LIST = workspace_service_pb2.ListWorkspacesRequest()
 SECONDS = 30
 
 
@@ -46,21 +45,16 @@ class Held:
 
     def __init__(self) -> None:
         self.started, self.go_on = threading.Event(), threading.Event()
+        self.times: list[float] = []
 
     def __call__(self) -> None:
+        self.times.append(time.monotonic())
         self.started.set()
         assert self.go_on.wait(SECONDS)
 
     def hold(self, lane: Lane) -> None:
         lane.submit(self)
         assert self.started.wait(SECONDS)
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 class TestDesk:
@@ -75,7 +69,7 @@ class TestDesk:
             for number in range(2):
                 two.submit(done.append, f"two {number}")
             held.go_on.set()
-            until(lambda: made.idle)
+            wait_until(lambda: made.idle, "all is done")
 
         assert done == ["one 0", "two 0", "one 1", "two 1", "one 2"]
 
@@ -130,7 +124,7 @@ class TestDesk:
             passing = threading.Event()
             made.lane("").submit(passing.set)
             assert passing.wait(SECONDS)
-            until(lambda: made.busy == 1)
+            wait_until(lambda: made.busy == 1, "only the one aside is left")
             aside.go_on.set()
             assert back.started.wait(SECONDS)
             # It counts again, so that nobody goes past it.
@@ -164,7 +158,7 @@ class TestDesk:
 
             with ThreadPoolExecutor(4) as pool:
                 list(pool.map(hand_in, range(4)))
-            until(lambda: made.idle)
+            wait_until(lambda: made.idle, "all is done")
         assert sorted(done) == list(range(4000))
 
     def test_what_is_handed_in_after_the_end_is_dropped(self) -> None:
@@ -176,23 +170,6 @@ class TestDesk:
 # Over the wire
 
 
-@contextmanager
-def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
-    """Hold up every ListWorkspaces until the block ends."""
-    held, real = Held(), WorkspaceService.list_workspaces
-
-    def slow(self: WorkspaceService, *args: Any) -> Any:
-        held()
-        return real(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(WorkspaceService, "list_workspaces", slow)
-        try:
-            yield held
-        finally:
-            held.go_on.set()
-
-
 def test_a_caller_who_floods_the_service_does_not_starve_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,17 +178,19 @@ def test_a_caller_who_floods_the_service_does_not_starve_another(
         flooding = service.caller("flooding", ROLE_KEY_ADMIN).workspaces.ListWorkspaces
         other = service.caller("other", ROLE_KEY_ADMIN).workspaces.ListWorkspaces
         order: list[str] = []
-        with held_up(monkeypatch) as held:
+        with held_up(service, monkeypatch) as started:
             flood = [flooding.future(LIST, timeout=SECONDS) for _ in range(60)]
-            assert held.started.wait(SECONDS)
+            assert started.wait(SECONDS)
             desk = service.app._server._others
-            until(lambda: sum(call.done() for call in flood) + desk.waiting + desk.busy == 60)
+            wait_until(
+                lambda: sum(call.done() for call in flood) + desk.waiting + desk.busy == 60, "the flood has arrived"
+            )
             refusals = sum(call.done() for call in flood)
             for call in flood:
                 call.add_done_callback(lambda _: order.append("flooding"))
             turn = other.future(LIST, timeout=SECONDS)
             turn.add_done_callback(lambda _: order.append("other"))
-            until(lambda: desk.waiting == 36)
+            wait_until(lambda: desk.waiting == 36, "the other waits too")
         codes = [call.code() for call in flood]
 
         assert turn.code() is grpc.StatusCode.OK
@@ -226,9 +205,9 @@ def test_decisions_are_made_while_every_other_call_is_held_up(tmp_path: Path, mo
     with running_service(tmp_path, threads=1, queue=1) as service:
         make_workspace(service)
         api_key = make_key(service).api_key
-        with held_up(monkeypatch) as held:
+        with held_up(service, monkeypatch) as started:
             call = service.operator.workspaces.ListWorkspaces.future(LIST)
-            assert held.started.wait(SECONDS)
+            assert started.wait(SECONDS)
             answer = service.operator.authorize.Authorize(question(api_key))
             assert reason_of(answer) == "PERMITTED"
         call.result()
@@ -260,7 +239,7 @@ def test_a_storm_of_unknown_keys_leaves_known_ones_alone(tmp_path: Path, monkeyp
         unknown = [make_unknown(number) for number in range(WAITING_FOR_EACH_THREAD)]
         held = stack.enter_context(slow_store(monkeypatch))
         storm = [authorizer.Authorize.future(question(key), timeout=SECONDS) for key in unknown]
-        until(lambda: service.app._server._decisions.busy == len(storm))
+        wait_until(lambda: service.app._server._decisions.busy == len(storm), "all of them wait")
 
         # Known keys are answered, and what would wait beyond that is refused at once, and counted.
         for _ in range(2 * DECIDING_THREADS):
@@ -284,23 +263,14 @@ def test_a_burst_for_one_key_that_is_not_known_yet_is_read_once_and_refused_to_n
         make_workspace(service)
         api_key = make_key(service).api_key
         service.operator.workspaces.ListWorkspaces(LIST)
-        reads: list[Any] = []
-        real = PeeweeReader.keys
         with slow_store(monkeypatch) as held:
-            counted = PeeweeReader.keys
-
-            def count(self: PeeweeReader, ids: Any) -> Any:
-                reads.append(ids)
-                return counted(self, ids)
-
-            monkeypatch.setattr(PeeweeReader, "keys", count)
             burst = [service.operator.authorize.Authorize.future(question(api_key)) for _ in range(24)]
             assert held.started.wait(SECONDS)
-            until(lambda: service.app._server._decisions.busy == len(burst))
-        monkeypatch.setattr(PeeweeReader, "keys", real)
+            wait_until(lambda: service.app._server._decisions.busy == len(burst), "all of them wait")
+            held.go_on.set()
+            assert [reason_of(call.result()) for call in burst] == ["PERMITTED"] * len(burst)
 
-        assert [reason_of(call.result()) for call in burst] == ["PERMITTED"] * len(burst)
-        assert len(reads) == 1
+        assert len(held.times) == 1
 
 
 def test_callers_whose_messages_do_not_come_hold_up_no_decision(tmp_path: Path) -> None:
@@ -308,17 +278,12 @@ def test_callers_whose_messages_do_not_come_hold_up_no_decision(tmp_path: Path) 
     with running_service(tmp_path) as service:
         make_workspace(service)
         api_key = make_key(service).api_key
-        metadata = (("authorization", f"Bearer {service.operator_key}"),)
-
-        def never() -> Iterator[bytes]:
-            end.wait(SECONDS)
-            yield from ()
-
         with grpc.insecure_channel(service.address, (("grpc.use_local_subchannel_pool", 1),)) as channel:
-            method: Any = channel.stream_unary("/texture.auth.v1.AuthorizeService/Authorize")
-            calls = [method.future(never(), metadata=metadata) for _ in range(3 * DECIDING_THREADS)]
-            until(lambda: service.app._server._decisions.busy >= DECIDING_THREADS)
-            answer: pb.AuthorizeResponse = service.operator.authorize.Authorize(question(api_key), timeout=4)
-            assert reason_of(answer) == "PERMITTED"
-            end.set()
+            calls = [half_sent(channel, AUTHORIZE, service.operator_key, end) for _ in range(3 * DECIDING_THREADS)]
+            try:
+                wait_until(lambda: service.app._server._decisions.busy >= DECIDING_THREADS, "they hold the threads")
+                answer: pb.AuthorizeResponse = service.operator.authorize.Authorize(question(api_key), timeout=4)
+                assert reason_of(answer) == "PERMITTED"
+            finally:
+                end.set()
             assert {call.code() for call in calls} == {grpc.StatusCode.INVALID_ARGUMENT}

@@ -37,6 +37,9 @@ from tests.wire.helpers import (
     timestamp,
     update_key,
 )
+from tests.wire.links_helpers import transfer
+from tests.wire.test_batch_authorize import listing
+from tests.wire.test_deadlines import AUTHORIZE
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
@@ -69,18 +72,6 @@ def ask(service: Service, *questions: pb.Question, **fields: Any) -> list[pb.Aut
     response = service.operator.authorize.BatchAuthorize(request)
     assert {answer.answer.revision for answer in response.answers} <= {response.revision}
     return [answer.answer for answer in response.answers]
-
-
-def listing(api_key: str) -> pb.Question:
-    return pb.Question(api_key=api_key, permission="devices:list")
-
-
-def transfer(service: Service, device_id: str, owner: str, new_owner: str) -> None:
-    service.operator.devices.TransferDevices(
-        device_service_pb2.TransferDevicesRequest(
-            workspace_id=WORKSPACE, reference_id=owner, device_ids=[device_id], new_reference_id=new_owner
-        )
-    )
 
 
 # One question
@@ -143,7 +134,7 @@ def test_a_device_that_changes_hands_is_out_of_reach_for_repeats(grid: Service, 
     assert [reason_for(grid, api_key, **asked) for _ in range(2)] == ["PERMITTED"] * 2
     assert len(repeated) == 1
 
-    transfer(grid, "battery-1", USER, OTHER_USER)
+    transfer(grid.operator, "battery-1", workspace_id=WORKSPACE, reference_id=USER, new_reference_id=OTHER_USER)
 
     assert reason_for(grid, api_key, **asked) == "DEVICE_NOT_PERMITTED"
 
@@ -323,8 +314,9 @@ def happen(service: Service, change: str, key_id: str, device_id: str, secrets: 
         update_key(service, key_id, "allowed_cidrs", allowed_cidrs=networks)
     elif change == "transfer":
         device = service.operator.devices.GetDevice(device_service_pb2.GetDeviceRequest(device_id=device_id)).device
-        user = f"user-{key_id}"
-        transfer(service, device_id, device.reference_id, OTHER_USER if device.reference_id == user else user)
+        owner, user = device.reference_id, f"user-{key_id}"
+        new_owner = OTHER_USER if owner == user else user
+        transfer(service.operator, device_id, workspace_id=WORKSPACE, reference_id=owner, new_reference_id=new_owner)
     elif change == "minutes":
         service.clock.turn(MINUTE)
 
@@ -350,7 +342,8 @@ def test_no_question_is_kept(grid: Service) -> None:
         api_key=api_key, permission="devices:list", context=RequestContext(user_agent="a gateway of ours")
     )
     ask(grid, message)
-    (servicer,) = servicers(grid)
+    handlers = grid.app._server._server._state.registered_method_handlers  # type: ignore[attr-defined]
+    servicer = handlers[AUTHORIZE].unary_unary.__self__
 
     kept = servicer._repeats._memo._conclusions
     assert len(kept) == 1
@@ -358,12 +351,6 @@ def test_no_question_is_kept(grid: Service) -> None:
     assert len(digest) == 16
     for part in (api_key[-38:-6], "a gateway of ours"):
         assert part.encode() not in digest + conclusion.value.alone + conclusion.value.in_batch
-
-
-def servicers(service: Service) -> list[Any]:
-    """Return the servicers of decisions of a server."""
-    handlers = service.app._server._server._state.registered_method_handlers  # type: ignore[attr-defined]
-    return [handlers["/texture.auth.v1.AuthorizeService/Authorize"].unary_unary.__self__]
 
 
 def test_a_denial_is_worked_out_each_time(grid: Service, repeated: list[str]) -> None:
