@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,7 @@ from texture.auth.v1 import key_service_pb2 as key_pb
 from texture.auth.v1 import workspace_service_pb2 as workspace_pb
 from texture.auth.v1.key_pb2 import KEY_KIND_SERVER
 
+from server.store.sqlite import OTHER_FILE_SECONDS
 from tests.harness import Service, refused, running_service
 from tests.operate.process import health, health_stub, wait_until
 from tests.wire.links_helpers import (
@@ -37,6 +39,7 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 def move_away(service: Service) -> Path:
     elsewhere = service.database.with_name("elsewhere.db")
     service.database.rename(elsewhere)
+    time.sleep(2 * OTHER_FILE_SECONDS)  # after this no decision comes from the file that is away
     return elsewhere
 
 
