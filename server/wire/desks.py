@@ -133,8 +133,8 @@ class Desk:
 
 
 # gRPC counts calls under way by these, where it is to limit their number, which it is not.
-_DONE: Future[Any] = Future()
-_DONE.set_result(None)
+HANDED_ON: Future[Any] = Future()
+HANDED_ON.set_result(None)
 
 
 class Lane(ThreadPoolExecutor):
@@ -153,4 +153,4 @@ class Lane(ThreadPoolExecutor):
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Work on something when its turn comes. The future that is returned tells nothing of it."""
         self.desk._take(self, lambda: function(*args, **kwargs))  # noqa: SLF001 - the desk's own part
-        return _DONE
+        return HANDED_ON

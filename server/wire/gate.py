@@ -18,6 +18,7 @@ from server.service.telemetry import Telemetry
 from server.service.waiting import ASIDE
 from server.store.contract import begin_call
 from server.wire import policy
+from server.wire.arrivals import Arrivals, Entrance
 from server.wire.desks import Desk, Lane
 from server.wire.errors import CODES, as_refusal, status_of
 from server.wire.limits import (
@@ -25,7 +26,6 @@ from server.wire.limits import (
     MAXIMUM_MESSAGE_BYTES,
     MESSAGE_SECONDS,
     OPEN_MESSAGE_SECONDS,
-    Arrivals,
     on_pool,
     seconds_for,
 )
@@ -91,7 +91,10 @@ class Gate(grpc.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Return the wrapped handler of a method, made once, or while too many calls wait, one that refuses."""
+        """Return the wrapped handler of a method, made once for each lane.
+
+        A stream is refused here while too many calls wait, any other call once its message is here.
+        """
         method = handler_call_details.method
         if method in self._open:
             return self._opened.get(method) or self._open_handler(method, continuation(handler_call_details))
@@ -102,9 +105,7 @@ class Gate(grpc.ServerInterceptor):
             if handler is None:
                 return None
             wrapped = self._wrapped[method, lane] = self._wrap(method, handler, lane)
-            if method not in self._overloaded:
-                self._overloaded[method] = self._refusing(method, handler)
-        return self._overloaded[method] if lane.full else wrapped
+        return self._overloaded.get(method, wrapped) if lane.full else wrapped
 
     def _open_handler(self, method: str, handler: Handler | None) -> Handler | None:
         if handler is not None:
@@ -134,11 +135,14 @@ class Gate(grpc.ServerInterceptor):
         return grpc.stream_unary_rpc_method_handler(on_pool(call, pool), None, serialize)
 
     def _wrap(self, method: str, handler: Handler, lane: Lane) -> Handler:
+        refuse, side_pool = self._refusing(method), self._house.side_pool
         if handler.unary_unary is not None:
-            # As one that receives a stream, so that a caller is known before its message is waited for.
-            unary = on_pool(self._unary(method, handler, lane.desk), lane)
+            # As one that receives a stream: a caller is known before a message is waited for that does not come.
+            entrance = Entrance(lane, self._house.arrivals, refuse, side_pool)
+            unary = on_pool(self._unary(method, handler, lane.desk), entrance)
             return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
         if handler.stream_stream is not None:
+            self._overloaded[method] = grpc.stream_stream_rpc_method_handler(on_pool(refuse, side_pool))
             return grpc.stream_stream_rpc_method_handler(
                 on_pool(self._stream(method, handler.stream_stream), lane),
                 handler.request_deserializer,
@@ -201,8 +205,8 @@ class Gate(grpc.ServerInterceptor):
 
         return call
 
-    def _refusing(self, method: str, handler: Handler) -> Handler:
-        """Return a handler that refuses, for a method that is called while too many calls wait."""
+    def _refusing(self, method: str) -> Callable[[Any, grpc.ServicerContext], Any]:
+        """Return what refuses calls of a method while too many calls wait."""
 
         def refuse(_request: Any, context: grpc.ServicerContext) -> Any:
             started = time.perf_counter()
@@ -210,10 +214,7 @@ class Gate(grpc.ServerInterceptor):
             error = Refusal(ErrorReason.OVERLOADED, "as many calls wait as may; nothing was done, retry")
             context.abort_with_status(status_of(self._refused(Rpc(method), error, started)))
 
-        refuse_aside = on_pool(refuse, self._house.side_pool)
-        if handler.unary_unary is None:
-            return grpc.stream_stream_rpc_method_handler(refuse_aside)
-        return grpc.stream_unary_rpc_method_handler(refuse_aside)
+        return refuse
 
     def _admit(self, rpc: Rpc, context: grpc.ServicerContext) -> None:
         """Find out who calls, and make sure that they may. Raises Refusal (CALLER_*)."""

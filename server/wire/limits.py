@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, update_wrapper
 from typing import Any
 
 import grpc
-
-from server.domain.errors import ErrorReason, Refusal
-from server.wire.desks import Desk
 
 # What a request may weigh. gRPC itself refuses far larger ones, without saying which field is to blame.
 MAXIMUM_MESSAGE_BYTES = 1024 * 1024
@@ -39,7 +34,6 @@ LEAST_SECONDS = 0.001
 # How long a message may take to arrive: one that is let in, and one that comes from anybody, such as for health.
 MESSAGE_SECONDS = 5.0
 OPEN_MESSAGE_SECONDS = 1.0
-_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,84 +72,6 @@ class Limits:
             # A second server on the same address must fail to start, not take half of the calls.
             ("grpc.so_reuseport", int(self.shares_port)),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    """A thread that waits for a message, until when, and of which desk it is."""
-
-    due: float
-    began: float
-    desk: Desk | None
-
-
-class Arrivals:
-    """Ends calls whose message does not arrive: a thread waits for it, and must not wait for ever.
-
-    gRPC hands a call over once its headers are here, and leaves the waiting for the message to the thread. One that
-    waits for more than a moment steps aside.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[grpc.ServicerContext, _Wait] = {}
-        # Of the rest, those that have stepped aside. They are few, so these have a lock.
-        self._aside: dict[grpc.ServicerContext, _Wait] = {}
-        self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="arrivals", daemon=True)
-
-    def start(self) -> None:
-        """Begin to watch."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Watch no more."""
-        self._stopping.set()
-
-    def receive(
-        self, messages: Iterator[bytes], context: grpc.ServicerContext, seconds: float, desk: Desk | None = None
-    ) -> bytes:
-        """Return the one message of a call.
-
-        Raises Refusal: DEADLINE_TOO_SHORT where it does not come in time, MESSAGE_MALFORMED where there is none.
-        """
-        now = time.monotonic()
-        # One operation on a dictionary is one step to all threads, so this needs no lock.
-        self._waiting[context] = _Wait(now + seconds, now, desk)
-        try:
-            return next(messages)
-        except StopIteration:
-            raise Refusal(ErrorReason.MESSAGE_MALFORMED, "the request ends without a message") from None
-        except grpc.RpcError:
-            raise Refusal(
-                ErrorReason.DEADLINE_TOO_SHORT, f"the message did not arrive within {seconds:.1f} s, or was taken back"
-            ) from None
-        finally:
-            if self._waiting.pop(context, None) is None:
-                with self._lock:
-                    del self._aside[context]
-                if desk is not None:
-                    desk.step_back()
-
-    def _watch(self) -> None:
-        while not self._stopping.wait(_LOOK_SECONDS):
-            now = time.monotonic()
-            for context, wait in self._waiting.copy().items():
-                if now > wait.began + _LOOK_SECONDS:
-                    self._step_aside(context)
-            with self._lock:
-                late = [context for context, wait in self._aside.items() if now > wait.due]
-            for context in late:
-                context.cancel()
-
-    def _step_aside(self, context: grpc.ServicerContext) -> None:
-        with self._lock:
-            wait = self._waiting.pop(context, None)
-            if wait is None:
-                return
-            self._aside[context] = wait
-        if wait.desk is not None:
-            wait.desk.step_aside()
 
 
 def seconds_for(context: grpc.ServicerContext, default: float) -> float:

@@ -34,10 +34,11 @@ from server.service.rehashing import Rehashing
 from server.service.revocations import RevocationService
 from server.service.telemetry import Telemetry
 from server.service.workspaces import WorkspaceService
+from server.wire.arrivals import Arrivals
 from server.wire.desks import Desk
 from server.wire.gate import Gate, House
 from server.wire.health import HealthMonitor
-from server.wire.limits import Arrivals, Limits
+from server.wire.limits import Limits
 from server.wire.repeats import Repeats
 from server.wire.servicers import authorize
 from server.wire.servicers.callers import CallerServicer
