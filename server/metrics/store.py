@@ -21,6 +21,7 @@ class MeasuredStore:
         self._store = store
         self._telemetry = telemetry
         # What is no transaction of facts is passed on as it is.
+        self.note = store.note
         self.version = store.version
         self.enrol = store.enrol
         self.acknowledge = store.acknowledge

@@ -16,7 +16,7 @@ from enum import Flag, auto
 from typing import Generic, Protocol, TypeVar
 
 from server.domain.end_users import EndUser
-from server.domain.events import Event
+from server.domain.events import Event, EventType
 from server.domain.kinds import KeyKind
 from server.domain.model import Caller, ConnectLink, Device, Key, KeyState, Workspace
 from server.domain.revision import Revision
@@ -155,6 +155,14 @@ class Changes:
     passed: frozenset[Revision]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFilter:
+    """Which events are meant. None and empty mean any."""
+
+    workspace_id: str | None = None
+    types: frozenset[EventType] = frozenset()
+
+
 class News(Flag):
     """What may have happened in the store."""
 
@@ -243,6 +251,12 @@ class Reader(Protocol):
 
     def list_key_events(self, key_id: str, after: Cursor | None, limit: int) -> Page[Event]:
         """List the events whose subject is this key, oldest first."""
+
+    def events_after(self, event_id: int, which: EventFilter, limit: int) -> Sequence[Event]:
+        """Return the events whose id is larger than this one, oldest first; fewer than `limit` where they are large.
+
+        Events become visible in the order of their ids: whoever has seen one misses none before it by going on from it.
+        """
 
     def list_end_user_events(self, end_user: EndUser, after: Cursor | None, limit: int) -> Page[Event]:
         """List the events that hold this end user, before the change or after it, oldest first."""
@@ -347,6 +361,14 @@ class Writer(Reader, Protocol):
         """Remember a request id, and forget those carried out before an instant."""
 
 
+class Notes(Reader, Protocol):
+    """A transaction for what no decision depends on, such as what keys were used for. It sees its own changes.
+
+    It moves no revision and, where that can be, waits for no writer of facts: what it has read of them may be changed
+    by one before it commits.
+    """
+
+
 class Store(Protocol):
     """The facts of this service. Safe for use by many threads and many processes at once."""
 
@@ -360,6 +382,13 @@ class Store(Protocol):
         passes on. A transaction that changed nothing leaves no trace, not even a revision; one that did nothing but
         prune moves no revision either. Raises StoreUnavailable, after some seconds where another writer keeps the lock,
         and instead of a commit after the call's deadline.
+        """
+
+    def note(self, *, durable: bool = True) -> AbstractContextManager[Notes]:
+        """Open a transaction for what no decision depends on.
+
+        It commits when the block ends; an exception in the block rolls it back and passes on. One that is not durable
+        may be lost with the database's machine. Raises StoreUnavailable.
         """
 
     def version(self) -> object | None:

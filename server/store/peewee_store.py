@@ -31,9 +31,11 @@ from server.store.contract import (
     Cursor,
     DeviceFilter,
     Duplicate,
+    EventFilter,
     KeyFilter,
     Member,
     News,
+    Notes,
     Page,
     PepperUsage,
     Reader,
@@ -117,6 +119,13 @@ class PeeweeStore:
                     raise StoreUnavailable("the deadline passed before the commit")
                 self._engine.announce(News.COMMITTED)
                 self._engine.commit()
+
+    @contextmanager
+    def note(self, *, durable: bool = True) -> Iterator[Notes]:
+        """Open a transaction for what no decision depends on."""
+        with self._engine.noting(durable=durable) as database:
+            yield PeeweeNotes(database, self._engine.now)
+            self._engine.commit()
 
     def version(self) -> object | None:
         """Return a value that every commit changes."""
@@ -350,6 +359,17 @@ class PeeweeReader:
         query = table.select().where((table.subject_kind == "key") & (table.subject_id == key_id))
         return self._page(query, (table.event_id, table.subject_id), after, limit, _each(rows.to_event))
 
+    def events_after(self, event_id: int, which: EventFilter, limit: int) -> Sequence[Event]:
+        """Return the events after one."""
+        table = tables.Event
+        wanted = [table.event_id > event_id]
+        if which.workspace_id is not None:
+            wanted.append(table.workspace_id.in_(_storable([which.workspace_id])))
+        if which.types:
+            wanted.append(table.type.in_(sorted(one.value for one in which.types)))
+        found = self._rows(table.select().where(reduce(and_, wanted)).order_by(table.event_id).limit(limit))
+        return [rows.to_event(row) for row in found[: _fitting(found)]]
+
     def list_end_user_events(self, end_user: EndUser, after: Cursor | None, limit: int) -> Page[Event]:
         """List the events that hold an end user."""
         table, index = tables.Event, tables.EventEndUser
@@ -458,6 +478,10 @@ class PeeweeReader:
 
     def _by_id(self, table: Any, column: peewee.Field, value: str) -> dict[str, Any] | None:
         return self._first(table.select().where(column.in_(_storable([value]))))
+
+
+class PeeweeNotes(PeeweeReader):
+    """The changes to what is no fact."""
 
 
 class PeeweeWriter(PeeweeReader):

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from server.domain.end_users import EndUser
+from server.domain.events import EventType, Origin, describe
 from server.domain.kinds import KeyKind
 from server.domain.model import Device, Key, KeyState
-from server.store.contract import Cursor, DeviceFilter, KeyFilter, Page, Reader, Store, Writer
+from server.store.contract import Cursor, DeviceFilter, EventFilter, KeyFilter, Page, Reader, Store, Writer
 from tests.builders import NOW, REFERENCE_ID, WORKSPACE_ID, make_caller, make_device, make_key, make_workspace
 from tests.store.support import OTHER_WORKSPACE_ID, SERVER_KEY_ID, make_event, populate, read_all, walk
 
@@ -413,3 +414,33 @@ class ListPromises:
         with store.read() as reader:
             assert listed == reader.keys(listed.keys())
         assert listed[key.key_id] == key
+
+    def test_events_go_on_after_any_of_them_and_can_be_of_a_workspace_and_of_types(self, store: Store) -> None:
+        populate(store)
+        keys = [make_key(), make_key(workspace_id=OTHER_WORKSPACE_ID, key_id="Other00000000001")]
+        origin = Origin(caller_id="dashboard")
+        types = (EventType.KEY_CREATED, EventType.KEY_UPDATED, EventType.KEY_SUSPENDED)
+        with store.write() as writer:
+            writer.record(describe(kind, origin, None, key, NOW) for kind, key in product(types, keys))
+
+        with store.read() as reader:
+            everything = reader.events_after(0, EventFilter(), 100)
+            assert [event.event_id for event in everything] == sorted({event.event_id or 0 for event in everything})
+            assert len(everything) == len(types) * len(keys)
+            for after, workspace_id, some, limit in product(
+                [0, *(event.event_id or 0 for event in everything)],
+                (None, WORKSPACE_ID, OTHER_WORKSPACE_ID, "no\0workspace"),
+                (frozenset[EventType](), frozenset(types[:2]), frozenset({EventType.CALLER_CREATED})),
+                (2, 100),
+            ):
+                which = EventFilter(workspace_id=workspace_id, types=some)
+                assert (
+                    reader.events_after(after, which, limit)
+                    == [
+                        event
+                        for event in everything
+                        if (event.event_id or 0) > after
+                        and workspace_id in (None, event.workspace_id)
+                        and (not some or event.type in some)
+                    ][:limit]
+                )
