@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from server.domain.errors import ErrorReason, Refusal
-from server.domain.model import Key
+from server.domain.model import Device, Key
 from server.domain.revision import Revision
 from server.service.telemetry import SILENT, CacheKind, Telemetry
 from server.service.waiting import aside
@@ -507,6 +507,18 @@ def slim(key: Key) -> Key:
     )
 
 
+def slim_device(device: Device) -> Device:
+    """Return a device with only what decisions depend on, and what is alike in many of them kept once."""
+    return replace(
+        device,
+        workspace_id=_shared(device.workspace_id),
+        reference_id=_shared(device.reference_id),
+        manufacturer=_shared(device.manufacturer),
+        create_time=_LONG_AGO,
+        update_time=_LONG_AGO,
+    )
+
+
 _SHARED: dict[Any, Any] = {}
 _MOST_SHARED = 10_000
 
@@ -532,12 +544,15 @@ def _read_values(reader: Reader, wanted: Iterable[Place]) -> dict[Place, Any]:
 
 def _keys(reader: Reader, ids: Collection[str]) -> dict[str, Any]:
     found = reader.keys(ids)
-    return {key_id: None if key_id not in found else slim(found[key_id]) for key_id in ids}
+    slimmed: dict[str, Any] = {key_id: slim(key) for key_id, key in found.items()}
+    return slimmed | dict.fromkeys(key_id for key_id in ids if key_id not in found)
 
 
 def _devices(reader: Reader, ids: Collection[str]) -> dict[str, Any]:
     found = reader.devices(ids)
-    return {device_id: found.get(device_id) for device_id in ids}
+    # By the ids that were read, which the entities hold too; so for keys.
+    slimmed: dict[str, Any] = {device_id: slim_device(device) for device_id, device in found.items()}
+    return slimmed | dict.fromkeys(device_id for device_id in ids if device_id not in found)
 
 
 def _callers(reader: Reader, ids: Collection[str]) -> dict[str, Any]:

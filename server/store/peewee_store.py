@@ -13,13 +13,13 @@ from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 import peewee
-from peewee import SQL, fn
+from peewee import fn
 
 from server.domain.end_users import EndUser, end_users_of
 from server.domain.events import Event
 from server.domain.model import Caller, ConnectLink, Device, Generation, Key, KeyState, Workspace
 from server.domain.revision import Revision
-from server.store import rows, tables
+from server.store import rows, statements, tables
 from server.store.contract import (
     CALLER,
     CERTIFICATE_NAME,
@@ -145,16 +145,17 @@ class PeeweeStore:
 
     def acknowledge(self, process_id: str, revision: Revision) -> bool:
         """Note what a process has applied."""
-        table, change = tables.Process, tables.Change
-        # One statement, so that it holds for the history that it is noted in.
-        known = change.select(SQL("1")).where((change.revision == revision.number) & (change.nonce == revision.nonce))
-        # One that is lost is made again, or waited for in vain: no harm but time.
+        # By hand, since every process says this after every commit; in one statement, so that it holds for the history
+        # that it is noted in. One that is lost is made again, or waited for in vain: no harm but time.
         with self._membership(durable=False) as database:
-            noted = (
-                table.update(acknowledged=revision.number, seen_time=self._engine.now())
-                .where((table.process_id == process_id) & (table.state == _LIVE) & fn.EXISTS(known))
-                .execute(database)
-            )
+            place = database.param
+            seen = tables.Process.seen_time.db_value(self._engine.now())
+            noted = database.execute_sql(
+                f'UPDATE "process" SET "acknowledged" = {place}, "seen_time" = {place} '  # noqa: S608 - no values
+                f'WHERE "process_id" = {place} AND "state" = {place} '
+                f'AND EXISTS (SELECT 1 FROM "change" WHERE "revision" = {place} AND "nonce" = {place})',
+                (revision.number, seen, process_id, _LIVE, revision.number, revision.nonce),
+            ).rowcount
         return bool(noted)
 
     def leave(self, process_ids: Collection[str]) -> None:
@@ -200,7 +201,7 @@ class PeeweeReader:
 
     def head(self) -> Revision:
         """Return the revision of the snapshot."""
-        row = self._first(tables.Revision.select())
+        row = next(iter(statements.select(self._database, tables.Revision, "row", [1])), None)
         if row is None:
             raise peewee.OperationalError("the revision row is missing")
         return _to_revision(row)
@@ -210,8 +211,8 @@ class PeeweeReader:
         head = self.head()
         if revision.epoch != head.epoch or revision.number > head.number:
             return False
-        change = self._first(tables.Change.select().where(tables.Change.revision == revision.number))
-        return change is not None and change["nonce"] == revision.nonce
+        changes = statements.select(self._database, tables.Change, "revision", [revision.number])
+        return any(change["nonce"] == revision.nonce for change in changes)
 
     def changes_since(self, revision: Revision, limit: int) -> Changes | None:
         """Return what has changed since a revision."""
@@ -251,7 +252,7 @@ class PeeweeReader:
                 lease=row["lease"],
                 acknowledged=row["acknowledged"],
             )
-            for row in self._rows(tables.Process.select().order_by(tables.Process.process_id))
+            for row in statements.select(self._database, tables.Process, "state", [_LIVE, _FENCING], order="process_id")
         ]
 
     def time(self) -> datetime:
@@ -265,12 +266,12 @@ class PeeweeReader:
 
     def keys(self, key_ids: Collection[str]) -> Mapping[str, Key]:
         """Return those of the keys that exist."""
-        found = self._rows(tables.Key.select().where(tables.Key.key_id.in_(_storable(key_ids))))
+        found = statements.select(self._database, tables.Key, "key_id", _storable(key_ids))
         return {key.key_id: key for key in self._to_keys(found)}
 
     def devices(self, device_ids: Collection[str]) -> Mapping[str, Device]:
         """Return those of the devices that exist."""
-        found = self._rows(tables.Device.select().where(tables.Device.device_id.in_(_storable(device_ids))))
+        found = statements.select(self._database, tables.Device, "device_id", _storable(device_ids))
         return {row["device_id"]: rows.to_device(row) for row in found}
 
     def connect_link(self, connect_link_id: str) -> ConnectLink | None:
@@ -446,9 +447,8 @@ class PeeweeReader:
         key_ids = [row["key_id"] for row in found]
         generations = self._generations(tables.KeyGeneration, key_ids)
         labels: dict[str, dict[str, str]] = defaultdict(dict)
-        if key_ids:
-            for row in self._rows(tables.KeyLabel.select().where(tables.KeyLabel.key_id.in_(key_ids))):
-                labels[row["key_id"]][row["name"]] = row["value"]
+        for row in statements.select(self._database, tables.KeyLabel, "key_id", key_ids):
+            labels[row["key_id"]][row["name"]] = row["value"]
         return [rows.to_key(row, generations[row["key_id"]], labels[row["key_id"]]) for row in found]
 
     def _to_callers(self, found: list[dict[str, Any]]) -> list[Caller]:
@@ -459,17 +459,15 @@ class PeeweeReader:
     def _certificate_names(self, caller_ids: list[str]) -> Mapping[str, list[str]]:
         table = tables.CallerCertificateName
         by_caller: dict[str, list[str]] = defaultdict(list)
-        if caller_ids:
-            for row in self._rows(table.select().where(table.caller_id.in_(caller_ids))):
-                by_caller[row["caller_id"]].append(row["name"])
+        for row in statements.select(self._database, table, "caller_id", caller_ids):
+            by_caller[row["caller_id"]].append(row["name"])
         return by_caller
 
     def _generations(self, table: Any, key_ids: list[str]) -> Mapping[str, list[dict[str, Any]]]:
         """Return the generations of each key, oldest first."""
         by_key: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        if key_ids:
-            for row in self._rows(table.select().where(table.key_id.in_(key_ids)).order_by(table.number)):
-                by_key[row["key_id"]].append(row)
+        for row in statements.select(self._database, table, "key_id", key_ids, order="number"):
+            by_key[row["key_id"]].append(row)
         return by_key
 
     def _caller(self, column: peewee.Field, value: str) -> Caller | None:
@@ -477,7 +475,7 @@ class PeeweeReader:
         return None if row is None else self._to_callers([row])[0]
 
     def _by_id(self, table: Any, column: peewee.Field, value: str) -> dict[str, Any] | None:
-        return self._first(table.select().where(column.in_(_storable([value]))))
+        return next(iter(statements.select(self._database, table, column.name, _storable([value]))), None)
 
 
 class PeeweeNotes(PeeweeReader):
@@ -509,7 +507,8 @@ class PeeweeWriter(PeeweeReader):
             self._ended_unchanged = True
             return self._pruned
         after = self._after
-        tables.Revision.update(number=after.number, nonce=after.nonce).execute(self._database)
+        head = {"row": 1, "number": after.number, "nonce": after.nonce}
+        statements.update(self._database, tables.Revision, "row", head)
         self._insert(
             tables.Change,
             [
@@ -547,33 +546,34 @@ class PeeweeWriter(PeeweeReader):
     def replace_keys(self, keys: Sequence[Key]) -> None:
         """Store the new states of keys."""
         table, key_ids = tables.Key, [key.key_id for key in keys]
-        if len(self._rows(table.select(table.key_id).where(table.key_id.in_(key_ids)))) != len(keys):
+        if len(statements.select(self._database, table, "key_id", key_ids)) != len(keys):
             raise _not_read(table)
         for some in _portions([self._created(rows.key_row(key)) for key in keys]):
-            changing = [name for name in some[0] if name not in ("key_id", "create_revision")]
-            table.insert_many(some).on_conflict(conflict_target=(table.key_id,), preserve=changing).execute(
-                self._database
-            )
+            changing = tuple(name for name in some[0] if name not in ("key_id", "create_revision"))
+            statements.insert(self._database, table, some, conflict=("key_id",), preserve=changing)
         for key_id in key_ids:
             self._touch(KEY, key_id)
         self._put_generations(tables.KeyGeneration, {key.key_id: key.generations for key in keys})
-        tables.KeyLabel.delete().where(tables.KeyLabel.key_id.in_(key_ids)).execute(self._database)
+        statements.delete(self._database, tables.KeyLabel, "key_id", key_ids)
         self._put_labels(keys)
 
     def put_devices(self, devices: Sequence[Device]) -> None:
         """Insert devices, or store their new state."""
         table = tables.Device
         for some in _portions([self._created(rows.device_row(device)) for device in devices]):
-            table.insert_many(some).on_conflict(
-                conflict_target=(table.device_id,),
-                preserve=(table.workspace_id, table.reference_id, table.manufacturer, table.update_time),
-            ).execute(self._database)
+            statements.insert(
+                self._database,
+                table,
+                some,
+                conflict=("device_id",),
+                preserve=("workspace_id", "reference_id", "manufacturer", "update_time"),
+            )
         for device in devices:
             self._touch(DEVICE, device.device_id)
 
     def remove_devices(self, device_ids: Collection[str]) -> None:
         """Delete devices."""
-        tables.Device.delete().where(tables.Device.device_id.in_(list(device_ids))).execute(self._database)
+        statements.delete(self._database, tables.Device, "device_id", list(device_ids))
         for device_id in device_ids:
             self._touch(DEVICE, device_id)
 
@@ -624,7 +624,7 @@ class PeeweeWriter(PeeweeReader):
         recorded = list(events)
         ids: list[int] = []
         for some in _portions([rows.event_row(event) | {"revision": self._after.number} for event in recorded]):
-            ids += sorted(row["event_id"] for row in self._rows(table.insert_many(some).returning(table.event_id)))
+            ids += sorted(statements.insert_returning(self._database, table, some, "event_id"))
         self._index(zip(ids, recorded, strict=True))
         self._recorded = self._recorded or bool(recorded)
 
@@ -724,10 +724,10 @@ class PeeweeWriter(PeeweeReader):
 
     def _insert(self, table: Any, new: list[dict[str, Any]]) -> None:
         for some in _portions(new):
-            table.insert_many(some).execute(self._database)
+            statements.insert(self._database, table, some)
 
     def _replace(self, table: Any, key: peewee.Field, row: dict[str, Any]) -> None:
-        changed = table.update(row).where(key == row[key.name]).execute(self._database)
+        changed = statements.update(self._database, table, key.name, row)
         if changed != 1:
             raise _not_read(table)
 
@@ -740,10 +740,13 @@ class PeeweeWriter(PeeweeReader):
         # In order: the secret that was in force retires before the next one takes its place, as the schema demands.
         new = [rows.generation_row(key_id, one) for key_id, generations in wanted.items() for one in generations]
         for some in _portions(new):
-            table.insert_many(some).on_conflict(
-                conflict_target=(table.key_id, table.number),
-                preserve=(table.pepper_id, table.digest, table.retire_time),
-            ).execute(self._database)
+            statements.insert(
+                self._database,
+                table,
+                some,
+                conflict=("key_id", "number"),
+                preserve=("pepper_id", "digest", "retire_time"),
+            )
 
     def _refuse_taken_names(self, caller: Caller) -> None:
         if any(other.caller_id != caller.caller_id for other in self.callers_of_certificate(caller.certificate_names)):

@@ -24,7 +24,7 @@ from server.service.telemetry import Telemetry
 from server.store.contract import DEVICE, KEY
 from server.wire import convert
 
-# How many answers are kept. Each takes about 900 bytes.
+# How many answers are kept. Each takes about 750 bytes.
 MOST_ANSWERS = 16_384
 
 _PERMITTED = (Reason.PERMITTED,)
@@ -33,10 +33,10 @@ _Field = descriptor_pb2.FieldDescriptorProto
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """An ALLOW without what differs from one time to the next, alone and as part of a batch."""
+    """An ALLOW without what differs from one time to the next, and what goes before it as a part of a batch."""
 
     alone: bytes = field(repr=False)
-    in_batch: bytes = field(repr=False)
+    frame: bytes = field(repr=False)
     permission: str
     key_id: str
 
@@ -102,7 +102,7 @@ class Repeats:
         alone = convert.answer(Answer(answer.decision, "", None), "").SerializeToString()
         whole = len(alone) + _REVISION_BYTES + _ID_BYTES
         framed = BATCH_ANSWER(answer=bytes(whole)).SerializeToString()
-        allowed = Allowed(alone, framed[: len(framed) - whole] + alone, question.permission.value, key.key_id)
+        allowed = Allowed(alone, framed[: len(framed) - whole], question.permission.value, key.key_id)
         self._memo.keep(raw, Conclusion(allowed, answer.grounds, answer.decision.valid_until))
         return allowed
 
@@ -152,7 +152,7 @@ class Repeats:
                 continue
             grounds += len(one.grounds)
             if one.valid_until is None:
-                written.append(b"%b%b%b" % (one.value.in_batch, tail, next_id().encode()))
+                written.append(b"%b%b%b%b" % (one.value.frame, one.value.alone, tail, next_id().encode()))
                 continue
             now = now or self._clock()
             until = min(until or one.valid_until, one.valid_until)

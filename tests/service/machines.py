@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -24,10 +25,11 @@ from server.service.base import Call
 from server.service.exposures import ExposureService
 from server.service.facts import Known
 from server.service.following import LEASE, RATE_ERROR, SILENT_LEASES, fenced_after
+from server.service.memo import Conclusion
 from server.service.rehashing import Rehashing
 from server.store.contract import DEVICE, OutcomeUnknown, StoreUnavailable, Writer
 from tests.builders import NOW, PEPPERS, api_key_of, make_device, make_key
-from tests.service.world import RATES, World, promise
+from tests.service.world import RATES, Moment, Process, VersionedStore, World, promise
 
 DEVICES = ("inverter-1", "inverter-2")
 PROCESSES = range(2)
@@ -35,6 +37,8 @@ LEASES = (LEASE, LEASE, LEASE / 2, LEASE * 2)
 # A little more than W, and a little less than L.
 LONG = fenced_after(LEASE).total_seconds() + 0.01
 SHORT = LEASE.total_seconds() - 0.01
+# So that what ended before something is told from what ended meanwhile.
+INSTANT = 0.001
 
 numbers = st.sampled_from(PROCESSES)
 devices = st.sampled_from(DEVICES)
@@ -70,6 +74,7 @@ class Processes(World):
 
     def __init__(self) -> None:
         super().__init__()
+        self.interruptions: list[Callable[[], None]] = []
         self.few_floors = mock.patch.object(facts, "MOST_FLOORS", 1)
         self.few_floors.start()
 
@@ -104,6 +109,10 @@ class Processes(World):
     @rule(number=numbers, device_id=devices)
     def a_process_decides(self, number: int, device_id: str) -> None:
         self.decide(number, device_id)
+
+    @rule(number=numbers, device_id=devices)
+    def a_process_answers_again(self, number: int, device_id: str) -> None:
+        self.answer_again(number, device_id)
 
     @invariant()
     def a_lease_implies_a_live_row_and_acknowledged_implies_no_older_state(self) -> None:
@@ -255,12 +264,33 @@ class Processes(World):
             return
         finally:
             process.deciding = False
-        moment = self.check_answer(process, known.revision, None if remembered else asked, promised)
+        moment = self.check_answer(process, known.revision, asked, promised, remembered=remembered)
         device = known.value(DEVICE, device_id)
         found = None if device is None else device.manufacturer
         promise(found == moment.values[device_id], "an answer is true at its revision")
         if at_least is not None:
             promise(self.is_of(at_least, known.revision), "G3: an answer is of the history of what it was asked of")
+        process.memo.keep(device_id.encode(), Conclusion(found, (known.facts[DEVICE, device_id],), None))
+
+    def answer_again(self, number: int, device_id: str, held_up: Sequence[Callable[[], None]] = ()) -> None:
+        """Ask a process for what it concluded before; it may be held up whenever it reads its clock."""
+        process = self.processes[number]
+        if process.deciding:
+            return
+        asked, promised, applied = self.now, self.promised, process.cache.applied
+        self.interruptions, process.deciding = list(held_up), True
+        try:
+            found = process.memo.current(device_id.encode())
+        finally:
+            self.interruptions, process.deciding = [], False
+        if found is not None:
+            assert applied is not None
+            moment = self.check_answer(process, applied, asked, promised, remembered=True)
+            promise(found.value == moment.values[device_id], "an answer that is given again is true at its revision")
+
+    def clock_is_read(self) -> None:
+        if self.interruptions:
+            self.interruptions.pop(0)()
 
     def restart(self, number: int, rate: float, lease: timedelta) -> None:
         """Let a process crash, and another begin in its place."""
@@ -301,6 +331,16 @@ class Pauses(Processes):
             self.meanwhile.insert(0, (1, happen))
         self.decide(number, device_id, held_up=happen if what == "an answer" else None)
 
+    @rule(number=numbers, device_id=devices, first=events, second=events)
+    def an_answer_that_is_given_again_is_held_up(
+        self, number: int, device_id: str, first: Event, second: Event
+    ) -> None:
+        self.follow(number)
+        self.decide(number, device_id)
+        held_up = [partial(self.happen, event, number, device_id) for event in (first, second)]
+        self.answer_again(number, device_id, held_up)
+        self.answer_again(number, device_id)
+
     @rule(number=numbers, device_id=devices, seconds=st.sampled_from([SHORT, LONG]), suspended=st.booleans())
     def a_process_does_not_hear_of_a_change(self, number: int, device_id: str, seconds: float, suspended: bool) -> None:
         self.follow(number)
@@ -309,6 +349,48 @@ class Pauses(Processes):
         what = "a suspension" if suspended else "time"
         self.happen(Event(what, same=True, seconds=seconds), number, device_id)
         self.decide(number, device_id)
+
+
+class OneFile(Pauses):
+    """Processes on one machine, which need no lease: that nothing was committed since is seen by all (rule 10)."""
+
+    store_class = VersionedStore
+
+    def follow(self, number: int) -> None:
+        """Let a process hear of nothing: it asks for itself."""
+
+    def read(self, number: int) -> None:
+        """Let a process hear of nothing."""
+
+    def check_leases(self) -> None:
+        """Find no leases."""
+
+    def begin_to_fill(self, number: int, device_id: str) -> None:
+        process = self.processes[number]
+        if process.cache.applied is not None:
+            version = self.store.version()
+            self.wait()
+            with self.store.read() as reader:
+                reading = process.cache.read(reader, process.clock(), version)
+                process.fills.append((reading, facts._read_values(reader, [(DEVICE, device_id)])))
+
+    def check_answer(
+        self, process: Process, revision: Revision, asked: float, promised: Revision | None, *, remembered: bool
+    ) -> Moment:
+        """Whatever is answered was so when it was asked, or later."""
+        moment = super().check_answer(process, revision, asked, promised, remembered=remembered)
+        promise(moment.ended is None or moment.ended >= asked, "an answer is not from before it was asked for")
+        return moment
+
+    def decide(
+        self, number: int, device_id: str, at_least: Revision | None = None, held_up: Callable[[], None] | None = None
+    ) -> None:
+        self.now += INSTANT
+        super().decide(number, device_id, at_least, held_up)
+
+    def answer_again(self, number: int, device_id: str, held_up: Sequence[Callable[[], None]] = ()) -> None:
+        self.now += INSTANT
+        super().answer_again(number, device_id, held_up)
 
 
 class Members(Processes):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.service.machines import Everything, Expiry, Members, Memory, Pauses
+from tests.service.machines import Everything, Expiry, Members, Memory, OneFile, Pauses
 from tests.service.world import World
 
 THOROUGH = settings(
@@ -19,6 +19,6 @@ THOROUGH = settings(
 )
 
 
-@pytest.mark.parametrize("machine", [Everything, Members, Memory, Pauses, Expiry])
+@pytest.mark.parametrize("machine", [Everything, Members, Memory, Pauses, OneFile, Expiry])
 def test_no_promise_is_broken_in_any_order_of_things(machine: type[World]) -> None:
     run_state_machine_as_test(machine, settings=THOROUGH)

@@ -23,10 +23,11 @@ from server.service.barrier import AT_ONCE, Propagation, _Roll
 from server.service.base import Call, Mutation, Resources
 from server.service.facts import FactCache, Known, Place, Reading, SharedClock
 from server.service.following import LEASE, Follower, Report, fenced_after
+from server.service.memo import Conclusion, Memo
 from server.store.contract import Changes, Member, Reader, Writer
 from server.store.peewee_store import PeeweeReader
 from tests.builders import NOW
-from tests.service.machines import Expiry, Members, Memory, Pauses
+from tests.service.machines import Expiry, Members, Memory, OneFile, Pauses
 from tests.service.world import Broken, Clock, LeasedStore, Waiter, WaitingRoom, World
 
 T = TypeVar("T")
@@ -185,6 +186,30 @@ class ComparesNumbers(FactCache):
         return at_least is None or at_least.number <= applied.number
 
 
+class AnswersAgainWhateverHasChanged(Memo[Any]):
+    """Rules 3 and 5: what follows from a fact ends with it."""
+
+    def find(self, asked: bytes) -> Conclusion[Any] | None:
+        return self._conclusions.get(self._digest(asked))
+
+
+class AnswersAgainWithoutLooking(Memo[Any]):
+    """Rule 5: the lease, and `applied`, are looked at for an answer that is given again too."""
+
+    def current(self, asked: bytes) -> Conclusion[Any] | None:
+        self._cache._clock()
+        return self.find(asked)
+
+
+class LooksUpTheRevisionLate(Memo[Any]):
+    """Rule 5: `applied` is looked up before the facts, or one of before may stand beside a revision of after."""
+
+    def current(self, asked: bytes) -> Conclusion[Any] | None:
+        found = self.find(asked)
+        self._cache._clock()
+        return found if self._cache.still(self._cache.applied) else None
+
+
 # Rule 6: barrier.
 
 
@@ -330,6 +355,23 @@ class AnswersForWhatHasExpired(Expiry):
         super().teardown()
 
 
+# Rule 10: one file.
+
+
+class TakesTheVersionLate(FactCache):
+    """Rule 10: the version is looked up before the snapshot."""
+
+    def _apply(self, reading: Reading) -> bool:
+        return super()._apply(replace(reading, version=self._store.version()))
+
+
+class ForgetsTheVersion(FactCache):
+    """Rule 10: the version is looked up after the decision."""
+
+    def still(self, applied: Revision | None) -> bool:
+        return applied is self._applied and applied is not None
+
+
 # The words: t0 is of a clock that goes on while the machine is suspended.
 
 
@@ -363,6 +405,9 @@ def variant(machine: type[World], **classes: type[object]) -> type[World]:
         pytest.param(variant(Pauses, cache_class=DecidesFromWhatWas), id="decides from what was"),
         pytest.param(variant(Pauses, cache_class=AnswersAJoinedCallerAtOnce), id="answers a joined caller at once"),
         pytest.param(variant(Memory, cache_class=ComparesNumbers), id="compares numbers"),
+        pytest.param(variant(Pauses, memo_class=AnswersAgainWhateverHasChanged), id="answers again whatever changed"),
+        pytest.param(variant(Pauses, memo_class=AnswersAgainWithoutLooking), id="answers again without looking"),
+        pytest.param(variant(Pauses, memo_class=LooksUpTheRevisionLate), id="looks up the revision late"),
         pytest.param(variant(Pauses, follower_class=AcknowledgesWhatItRead), id="acknowledges what it read"),
         pytest.param(variant(Pauses, roll_class=CountsALease), id="counts a lease"),
         pytest.param(variant(Pauses, roll_class=CountsItsOwnLease), id="counts its own lease"),
@@ -375,6 +420,8 @@ def variant(machine: type[World], **classes: type[object]) -> type[World]:
         pytest.param(variant(Expiry, shared_clock_class=GoesByTheMachine), id="goes by its machine's clock"),
         pytest.param(AnswersForWhatHasExpired, id="answers for what has expired"),
         pytest.param(StoppingClock, id="stops its clock"),
+        pytest.param(variant(OneFile, cache_class=TakesTheVersionLate), id="takes the version late"),
+        pytest.param(variant(OneFile, cache_class=ForgetsTheVersion), id="forgets the version"),
     ],
 )
 def test_the_machine_catches_one_that(machine: type[World]) -> None:

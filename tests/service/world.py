@@ -26,6 +26,7 @@ from server.service.barrier import AT_ONCE, Barrier, Propagation, _Roll
 from server.service.base import Resources
 from server.service.facts import FactCache, Reading, SharedClock
 from server.service.following import RATE_ERROR, Follower, Report, fenced_after
+from server.service.memo import Memo
 from server.store.contract import Member, OutcomeUnknown, Reader, Writer
 from server.store.peewee_store import PeeweeStore
 from server.store.sqlite import SqliteEngine
@@ -135,6 +136,13 @@ class LeasedStore(PeeweeStore):
         self._world.wait()
 
 
+class VersionedStore(LeasedStore):
+    """A store that does tell its version, as a file does."""
+
+    def version(self) -> object | None:
+        return self._engine.version()
+
+
 class Clock:
     """The clock of one machine, that is never set, and goes on while the machine is suspended."""
 
@@ -158,6 +166,7 @@ class Process:
     shared_clock: SharedClock
     cache: FactCache
     follower: Follower
+    memo: Memo[Any]
     report: Report | None = None
     fills: list[tuple[Reading, dict[Any, Any]]] = field(default_factory=list)
     astray: float = float("-inf")
@@ -204,6 +213,7 @@ class World(RuleBasedStateMachine):
 
     cache_class: type[FactCache] = FactCache
     follower_class: type[Follower] = Follower
+    memo_class: type[Memo[Any]] = Memo
     shared_clock_class: type[SharedClock] = SharedClock
     store_class: type[LeasedStore] = LeasedStore
     resources_class: type[Resources] = Resources
@@ -279,7 +289,7 @@ class World(RuleBasedStateMachine):
         made = self.cache_class(self.store, keys=MOST, devices=MOST, loads=4, clock=local)
         shared_clock = self.shared_clock_class(local)
         follower = self.follower_class(self.store, made, shared_clock, lambda: None, lease=lease, clock=local)
-        return Process(clock, lease, shared_clock, made, follower)
+        return Process(clock, lease, shared_clock, made, follower, self.memo_class(made, self.wall, most=MOST + 1))
 
     def clock_of(self, clock: Clock) -> Callable[[], float]:
         """Return the clock that a process on a machine goes by."""
@@ -381,18 +391,18 @@ class World(RuleBasedStateMachine):
             promise(self.is_of(acknowledged, applied), "who has acknowledged a change decides from no earlier state")
 
     def check_answer(
-        self, process: Process, revision: Revision, asked: float | None, promised: Revision | None
+        self, process: Process, revision: Revision, asked: float, promised: Revision | None, *, remembered: bool
     ) -> Moment:
         """Whatever is answered is of a revision that there was, G1, and G2. Return what there was.
 
-        What was read for this very call, after it was `asked`, may have been held up for longer.
+        What was not `remembered`, but read for this very call, after it was `asked`, may have been held up for longer.
         """
         moment = self.moments.get(revision)
         promise(moment is not None, "an answer is of a revision that there was")
         assert moment is not None
         if promised is not None and self.now > process.astray:
             promise(self.is_of(promised, revision), "G1: an answer is from no earlier than what was waited for")
-        if moment.ended is not None and (asked is None or moment.ended < asked):
+        if moment.ended is not None and (remembered or moment.ended < asked):
             allowed = fenced_after(process.lease).total_seconds() + ROUNDING
             promise(self.now - moment.ended <= allowed, "G2: an answer is not from before what changed W ago")
         return moment

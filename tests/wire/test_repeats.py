@@ -350,7 +350,7 @@ def test_no_question_is_kept(grid: Service) -> None:
     ((digest, conclusion),) = kept.items()
     assert len(digest) == 16
     for part in (api_key[-38:-6], "a gateway of ours"):
-        assert part.encode() not in digest + conclusion.value.alone + conclusion.value.in_batch
+        assert part.encode() not in digest + conclusion.value.alone + conclusion.value.frame
 
 
 def test_a_denial_is_worked_out_each_time(grid: Service, repeated: list[str]) -> None:
