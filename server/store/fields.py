@@ -12,9 +12,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def instant(microseconds: int) -> datetime:
+def instant(count: int) -> datetime:
     """Return the instant of so many microseconds since 1970 UTC."""
-    return _EPOCH + timedelta(microseconds=microseconds)
+    return _EPOCH + timedelta(microseconds=count)
+
+
+def microseconds(time: datetime) -> int:
+    """Return how many microseconds after 1970 UTC an instant is."""
+    return (time - _EPOCH) // _MICROSECOND
 
 
 class InstantField(BigIntegerField):
@@ -22,7 +27,7 @@ class InstantField(BigIntegerField):
 
     def db_value(self, value: datetime | None) -> int | None:
         """Return the column's value."""
-        return None if value is None else (value - _EPOCH) // _MICROSECOND
+        return None if value is None else microseconds(value)
 
     def python_value(self, value: int | None) -> datetime | None:
         """Return the domain's value."""

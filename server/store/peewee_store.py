@@ -86,6 +86,9 @@ class Engine(Protocol):
     def now(self) -> datetime:
         """Return the time by the database's clock, in the transaction of this thread."""
 
+    def now_as_text(self) -> str:
+        """Return the same as SQL, in microseconds since 1970 UTC."""
+
     def create(self) -> None:
         """Make an empty store where there is none, if this kind of store is made so."""
 
@@ -149,12 +152,11 @@ class PeeweeStore:
         # that it is noted in. One that is lost is made again, or waited for in vain: no harm but time.
         with self._membership(durable=False) as database:
             place = database.param
-            seen = tables.Process.seen_time.db_value(self._engine.now())
             noted = database.execute_sql(
-                f'UPDATE "process" SET "acknowledged" = {place}, "seen_time" = {place} '  # noqa: S608 - no values
+                f'UPDATE "process" SET "acknowledged" = {place}, "seen_time" = {self._engine.now_as_text()} '  # noqa: S608 - no values
                 f'WHERE "process_id" = {place} AND "state" = {place} '
                 f'AND EXISTS (SELECT 1 FROM "change" WHERE "revision" = {place} AND "nonce" = {place})',
-                (revision.number, seen, process_id, _LIVE, revision.number, revision.nonce),
+                (revision.number, process_id, _LIVE, revision.number, revision.nonce),
             ).rowcount
         return bool(noted)
 
@@ -217,25 +219,23 @@ class PeeweeReader:
     def changes_since(self, revision: Revision, limit: int) -> Changes | None:
         """Return what has changed since a revision."""
         place = self._database.param
-        # By hand, since every process asks this several times a second, and every miss does.
-        ((epoch, number, nonce, known),) = self._database.execute_sql(
-            'SELECT "epoch", "number", "nonce", (SELECT "nonce" FROM "change" WHERE "revision" = '  # noqa: S608 - no values
-            f'{place} LIMIT 1) FROM "revision"',
-            (revision.number,),
+        # By hand, since every process asks this several times a second, and every miss does; in one statement, since
+        # each is a way there and back.
+        found = self._database.execute_sql(
+            'SELECT r."epoch", r."number", r."nonce", (SELECT "nonce" FROM "change" WHERE "revision" = '  # noqa: S608 - no values
+            f'{place} LIMIT 1), c."revision", c."nonce", c."entity_kind", c."entity_id" '
+            f'FROM "revision" r LEFT JOIN "change" c ON c."revision" > {place} LIMIT {limit + 1}',
+            (revision.number, revision.number),
         ).fetchall()
+        epoch, number, nonce, known = found[0][:4]
         if epoch != str(revision.epoch) or known != revision.nonce or number < revision.number:
             return None
         if number == revision.number:
             return Changes(revision, frozenset(), frozenset({revision}))
-        found = self._database.execute_sql(
-            'SELECT "revision", "nonce", "entity_kind", "entity_id" FROM "change" '  # noqa: S608 - no values
-            f'WHERE "revision" > {place} LIMIT {limit + 1}',
-            (revision.number,),
-        ).fetchall()
-        passed = {(row[0], row[1]) for row in found}
+        passed = {(row[4], row[5]) for row in found}
         if len(found) > limit or len(passed) != number - revision.number:
             return None
-        touched = frozenset((kind, entity_id) for _, _, kind, entity_id in found)
+        touched = frozenset((row[6], row[7]) for row in found)
         history = UUID(epoch)
         return Changes(
             Revision(history, number, nonce),
@@ -490,6 +490,8 @@ class PeeweeWriter(PeeweeReader):
         self._before = self.head()
         self._after = Revision(self._before.epoch, self._before.number + 1, secrets.randbits(63))
         self._touched: dict[tuple[str, str], None] = {}
+        # What was read of keys in this transaction, and so is still true: what does not change need not be written.
+        self._seen: dict[str, Key] = {}
         self._recorded = False
         self._pruned = False
         self._ended_unchanged = False
@@ -517,6 +519,11 @@ class PeeweeWriter(PeeweeReader):
             ],
         )
         return True
+
+    def _to_keys(self, found: list[dict[str, Any]]) -> list[Key]:
+        keys = super()._to_keys(found)
+        self._seen |= {key.key_id: key for key in keys}
+        return keys
 
     def add_workspace(self, workspace: Workspace) -> None:
         """Insert a workspace."""
@@ -546,16 +553,21 @@ class PeeweeWriter(PeeweeReader):
     def replace_keys(self, keys: Sequence[Key]) -> None:
         """Store the new states of keys."""
         table, key_ids = tables.Key, [key.key_id for key in keys]
-        if len(statements.select(self._database, table, "key_id", key_ids)) != len(keys):
+        self.keys([key_id for key_id in key_ids if key_id not in self._seen])
+        if any(key_id not in self._seen for key_id in key_ids):
             raise _not_read(table)
+        before = {key_id: self._seen.pop(key_id) for key_id in key_ids}
         for some in _portions([self._created(rows.key_row(key)) for key in keys]):
             changing = tuple(name for name in some[0] if name not in ("key_id", "create_revision"))
             statements.insert(self._database, table, some, conflict=("key_id",), preserve=changing)
         for key_id in key_ids:
             self._touch(KEY, key_id)
-        self._put_generations(tables.KeyGeneration, {key.key_id: key.generations for key in keys})
-        statements.delete(self._database, tables.KeyLabel, "key_id", key_ids)
-        self._put_labels(keys)
+        others = {key.key_id: key.generations for key in keys if key.generations != before[key.key_id].generations}
+        if others:
+            self._put_generations(tables.KeyGeneration, others)
+        relabelled = [key for key in keys if key.labels != before[key.key_id].labels]
+        statements.delete(self._database, tables.KeyLabel, "key_id", [key.key_id for key in relabelled])
+        self._put_labels(relabelled)
 
     def put_devices(self, devices: Sequence[Device]) -> None:
         """Insert devices, or store their new state."""
@@ -591,6 +603,7 @@ class PeeweeWriter(PeeweeReader):
 
     def remove_end_user(self, end_user: EndUser) -> Belongings:
         """Delete what an end user has."""
+        self._seen.clear()
         # In this order: a link refers to the key that it was completed with.
         links = self._remove_of("connect_link", tables.ConnectLink, tables.ConnectLink.connect_link_id, end_user)
         theirs = tables.Key.select(tables.Key.key_id).where(_of(tables.Key, end_user))

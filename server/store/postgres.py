@@ -55,6 +55,7 @@ _CONNECTION = {
 }
 # On which every commit, and every acknowledgement of one, is announced.
 _CHANNEL = "texture_auth"
+_NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 # Any number will do, so long as every migration of this project takes the same.
 _MIGRATION_LOCK = 7_297_004
 
@@ -160,14 +161,14 @@ class PostgresEngine:
     @contextmanager
     def noting(self, *, durable: bool) -> Iterator[peewee.Database]:
         """Open a transaction for what is no fact, without the write lock. Raises StoreUnavailable."""
-        with self._transaction("BEGIN ISOLATION LEVEL READ COMMITTED") as connection:
-            if not durable:
-                connection.execute("SET LOCAL synchronous_commit = off")
+        lasting = "" if durable else ";SET LOCAL synchronous_commit = off"
+        with self._transaction(f"BEGIN ISOLATION LEVEL READ COMMITTED{lasting}"):
             yield self.database
 
     def announce(self, news: News) -> None:
         """Have `commit` notify the processes that listen (CONSISTENCY rule 9)."""
-        self.database.execute_sql(f"NOTIFY {_CHANNEL}, '{news.name}'")
+        # With the commit, since each statement is a way there and back.
+        self.database.checked_out.announcement = f"NOTIFY {_CHANNEL}, '{news.name}';"
 
     def version(self) -> None:
         """Return nothing: to ask a server takes as long as to read from it."""
@@ -187,16 +188,18 @@ class PostgresEngine:
 
     def now(self) -> datetime:
         """Return the time by the server's clock, at this instant of the transaction."""
-        ((microseconds,),) = self.database.execute_sql(
-            "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
-        ).fetchall()
+        ((microseconds,),) = self.database.execute_sql(f"SELECT {_NOW}").fetchall()
         return instant(microseconds)
+
+    def now_as_text(self) -> str:
+        """Return the expression for that time."""
+        return _NOW
 
     def commit(self) -> None:
         """Commit what `writing` or `noting` has opened. Raises OutcomeUnknown where the answer is lost on its way."""
         try:
-            self.database.commit()
-        except (peewee.OperationalError, peewee.InterfaceError) as error:
+            self.database.checked_out.connection.execute(f"{self.database.checked_out.announcement}COMMIT")
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             raise OutcomeUnknown(_first_line(error)) from error
 
     @contextmanager
@@ -242,6 +245,7 @@ class PostgresEngine:
                 with deadline_within(CONNECTION_SECONDS):
                     connection = stack.enter_context(self._pool.connection(timeout=seconds_left()))
                 self.database.checked_out.connection = connection
+                self.database.checked_out.announcement = ""
                 try:
                     self.database.connect()
                     connection.execute(f"{begin};{limits}")

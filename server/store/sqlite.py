@@ -18,6 +18,7 @@ from urllib.parse import quote
 import peewee
 
 from server.store.contract import News, StoreUnavailable, seconds_left
+from server.store.fields import microseconds
 
 # How long a writer waits for the lock before it gives up.
 BUSY_SECONDS = 5.0
@@ -170,6 +171,10 @@ class SqliteEngine:
     def now(self) -> datetime:
         """Return the time of this machine, which all processes on a file share."""
         return datetime.now(UTC)
+
+    def now_as_text(self) -> str:
+        """Return that time as a number."""
+        return str(microseconds(self.now()))
 
     @contextmanager
     def migrating(self) -> Iterator[peewee.Database]:

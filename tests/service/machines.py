@@ -110,10 +110,6 @@ class Processes(World):
     def a_process_decides(self, number: int, device_id: str) -> None:
         self.decide(number, device_id)
 
-    @rule(number=numbers, device_id=devices)
-    def a_process_answers_again(self, number: int, device_id: str) -> None:
-        self.answer_again(number, device_id)
-
     @invariant()
     def a_lease_implies_a_live_row_and_acknowledged_implies_no_older_state(self) -> None:
         self.check_leases()
@@ -331,16 +327,6 @@ class Pauses(Processes):
             self.meanwhile.insert(0, (1, happen))
         self.decide(number, device_id, held_up=happen if what == "an answer" else None)
 
-    @rule(number=numbers, device_id=devices, first=events, second=events)
-    def an_answer_that_is_given_again_is_held_up(
-        self, number: int, device_id: str, first: Event, second: Event
-    ) -> None:
-        self.follow(number)
-        self.decide(number, device_id)
-        held_up = [partial(self.happen, event, number, device_id) for event in (first, second)]
-        self.answer_again(number, device_id, held_up)
-        self.answer_again(number, device_id)
-
     @rule(number=numbers, device_id=devices, seconds=st.sampled_from([SHORT, LONG]), suspended=st.booleans())
     def a_process_does_not_hear_of_a_change(self, number: int, device_id: str, seconds: float, suspended: bool) -> None:
         self.follow(number)
@@ -351,7 +337,25 @@ class Pauses(Processes):
         self.decide(number, device_id)
 
 
-class OneFile(Pauses):
+class Again(Processes):
+    """Processes that answer what they have concluded before."""
+
+    @rule(number=numbers, device_id=devices)
+    def a_process_answers_again(self, number: int, device_id: str) -> None:
+        self.answer_again(number, device_id)
+
+    @rule(number=numbers, device_id=devices, first=events, second=events)
+    def an_answer_that_is_given_again_is_held_up(
+        self, number: int, device_id: str, first: Event, second: Event
+    ) -> None:
+        self.follow(number)
+        self.decide(number, device_id)
+        held_up = [partial(self.happen, event, number, device_id) for event in (first, second)]
+        self.answer_again(number, device_id, held_up)
+        self.answer_again(number, device_id)
+
+
+class OneFile(Pauses, Again):
     """Processes on one machine, which need no lease: that nothing was committed since is seen by all (rule 10)."""
 
     store_class = VersionedStore
@@ -562,7 +566,7 @@ class Memory(Processes):
         self.decide(number, device_id, at_least=revisions[max(-1 - back, -len(revisions))])
 
 
-class Everything(Pauses, Members, Memory):
+class Everything(Pauses, Again, Members, Memory):
     """All of these, and each step of a process by itself."""
 
     @rule(number=numbers)

@@ -27,7 +27,7 @@ from server.service.memo import Conclusion, Memo
 from server.store.contract import Changes, Member, Reader, Writer
 from server.store.peewee_store import PeeweeReader
 from tests.builders import NOW
-from tests.service.machines import Expiry, Members, Memory, OneFile, Pauses
+from tests.service.machines import Again, Expiry, Members, Memory, OneFile, Pauses
 from tests.service.world import Broken, Clock, LeasedStore, Waiter, WaitingRoom, World
 
 T = TypeVar("T")
@@ -405,9 +405,9 @@ def variant(machine: type[World], **classes: type[object]) -> type[World]:
         pytest.param(variant(Pauses, cache_class=DecidesFromWhatWas), id="decides from what was"),
         pytest.param(variant(Pauses, cache_class=AnswersAJoinedCallerAtOnce), id="answers a joined caller at once"),
         pytest.param(variant(Memory, cache_class=ComparesNumbers), id="compares numbers"),
-        pytest.param(variant(Pauses, memo_class=AnswersAgainWhateverHasChanged), id="answers again whatever changed"),
-        pytest.param(variant(Pauses, memo_class=AnswersAgainWithoutLooking), id="answers again without looking"),
-        pytest.param(variant(Pauses, memo_class=LooksUpTheRevisionLate), id="looks up the revision late"),
+        pytest.param(variant(Again, memo_class=AnswersAgainWhateverHasChanged), id="answers again whatever changed"),
+        pytest.param(variant(Again, memo_class=AnswersAgainWithoutLooking), id="answers again without looking"),
+        pytest.param(variant(Again, memo_class=LooksUpTheRevisionLate), id="looks up the revision late"),
         pytest.param(variant(Pauses, follower_class=AcknowledgesWhatItRead), id="acknowledges what it read"),
         pytest.param(variant(Pauses, roll_class=CountsALease), id="counts a lease"),
         pytest.param(variant(Pauses, roll_class=CountsItsOwnLease), id="counts its own lease"),
