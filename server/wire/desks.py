@@ -38,7 +38,7 @@ class Desk:
         self.queue = queue
         self._executor = ThreadPoolExecutor(threads + aside, thread_name_prefix=name)
         self._lock = threading.Lock()
-        self._lanes = tuple(Lane(self) for _ in range(LANES))
+        self._lanes: dict[int, Lane] = {}
         self._turns: deque[Lane] = deque()
         self._waiting = 0
         self._running = 0
@@ -61,7 +61,8 @@ class Desk:
 
     def lane(self, credential: str) -> Lane:
         """Return the lane of whoever calls with a credential, which nobody has looked at yet."""
-        return self._lanes[hash(credential) % LANES]
+        number = hash(credential) % LANES
+        return self._lanes.get(number) or self._lanes.setdefault(number, Lane(self))
 
     def shutdown(self) -> None:
         """Wait until all work is done. Nothing may be handed in any more."""
