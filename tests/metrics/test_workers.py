@@ -17,6 +17,8 @@ from tests.harness import Client
 from tests.metrics.scrapes import AUTHORIZE, samples, scrape, shows, value
 from tests.operate.process import Server, run, serving, wait_until
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 CALL = {"method": AUTHORIZE, "code": "OK"}
 TWO = ("--development", "--workers", "2", "--log-format", "json", "--metrics-listen", "127.0.0.1:0")
 GAUGES = ("worker_up", "worker_resident_memory_bytes", "threads", "threads_busy", "queue_calls")

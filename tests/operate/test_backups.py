@@ -35,6 +35,8 @@ from tests.harness import Client, refused
 from tests.operate.process import COMMAND, client, environment, run, serving, wait_until
 from tests.wire.links_helpers import WORKSPACE, create_workspace, get_key, reason, server_key
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 ASIDE = "texture-auth.db.before-20300101T120000Z"
 

@@ -26,6 +26,8 @@ from tests.wire.links_helpers import (
     server_key,
 )
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
 NOISE = b"this is no database " * 1_000
 FLAGS = ("--insecure-plaintext", "--peppers-file", "peppers", "--database", "sqlite:auth.db")

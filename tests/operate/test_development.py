@@ -14,6 +14,8 @@ from tests.harness import refused
 from tests.operate.process import DEADLINE_SECONDS, Server, client, environment, run, serving
 from tests.wire.links_helpers import create_workspace, reason, server_key
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)

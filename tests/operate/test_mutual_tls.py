@@ -24,6 +24,8 @@ from tests.harness import Client, as_refused
 from tests.operate.certificates import Authority, Certificate
 from tests.operate.process import Server, run, serving, wait_until
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 SPIFFE = "spiffe://prod.example/device-api"
 LIST = workspace_service_pb2.ListWorkspacesRequest()
 

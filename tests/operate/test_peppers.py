@@ -31,6 +31,8 @@ from tests.wire.links_helpers import (
     with_wrong_secret,
 )
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 ONE = f"one {'a1' * 32}"
 TWO = f"two {'b2' * 32}"

@@ -26,6 +26,8 @@ from tests.operate.process import Server, client, health_stub, serving, wait_unt
 from tests.postgres import Postgres, running_postgres
 from tests.wire.links_helpers import WORKSPACE, create_workspace, reason, server_key
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 OUTAGE_SECONDS = 30
 # How many calls it takes to say that all is well, or that nothing is.
 ENOUGH = 100

@@ -56,6 +56,8 @@ from tests.wire.links_helpers import (
     with_wrong_secret,
 )
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 DIGESTS = ("key_generation", "caller_generation", "connect_link")
 
 
