@@ -82,7 +82,9 @@ class Page(Generic[T]):
 class KeyFilter:
     """Which keys to list. None and empty mean any. States are taken as of `now`.
 
-    `created_from` is within the time that is meant, `created_before` is not.
+    `created_from` is within the time that is meant, `created_before` is not. From a key descend itself, the keys that
+    it asked for, and the scoped keys of links that it made, and what descends from those; revoked ones have descendants
+    too.
     """
 
     workspace_id: str
@@ -95,6 +97,8 @@ class KeyFilter:
     created_by_key_id: str | None = None
     created_from: datetime | None = None
     created_before: datetime | None = None
+    descends_from_key_id: str | None = None
+    connect_link_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +129,15 @@ class Belongings:
     devices: int
     keys: int
     connect_links: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """A secret of a customer's or a caller's key, by its number, and a place where it was found."""
+
+    key_id: str
+    generation: int
+    place: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +245,9 @@ class Reader(Protocol):
     def carried_out(self, caller_id: str, method: str, request_id: str) -> CarriedOut | None:
         """Return the request that was carried out under this id, if it is still remembered."""
 
+    def exposures(self, key_ids: Collection[str], places: Collection[str]) -> Mapping[Exposed, datetime]:
+        """Return when secrets of these keys were noted to be in these places, of those that were."""
+
     def list_workspaces(self, after: Cursor | None, limit: int) -> Page[Workspace]:
         """List workspaces in order of creation.
 
@@ -320,7 +336,8 @@ class Writer(Reader, Protocol):
     def remove_end_user(self, end_user: EndUser) -> Belongings:
         """Delete the devices, the Connect links, however they ended, and the scoped keys of an end user.
 
-        Keys go with their generations and labels. Events are left as they are. Return how many of each there were.
+        Keys go with their generations and labels, and with the places where they were exposed. Events are left as they
+        are. Return how many of each there were.
         """
 
     def add_caller(self, caller: Caller) -> None:
@@ -334,6 +351,9 @@ class Writer(Reader, Protocol):
 
         Raises Duplicate for a certificate name that another caller has.
         """
+
+    def note_exposures(self, found: Collection[Exposed], time: datetime) -> None:
+        """Note where secrets were found at a time, also of those that were noted there before."""
 
     def record(self, events: Iterable[Event]) -> None:
         """Append to the event log, in order. Their ids are larger than all before, pruned ones included."""

@@ -17,6 +17,7 @@ from peewee import fn
 
 from server.domain.end_users import EndUser, end_users_of
 from server.domain.events import Event
+from server.domain.kinds import KeyKind
 from server.domain.model import Caller, ConnectLink, Device, Generation, Key, KeyState, Workspace
 from server.domain.revision import Revision
 from server.store import rows, statements, tables
@@ -32,6 +33,7 @@ from server.store.contract import (
     DeviceFilter,
     Duplicate,
     EventFilter,
+    Exposed,
     KeyFilter,
     Member,
     News,
@@ -306,6 +308,12 @@ class PeeweeReader:
         )
         return None if row is None else CarriedOut(**row)
 
+    def exposures(self, key_ids: Collection[str], places: Collection[str]) -> Mapping[Exposed, datetime]:
+        """Return when secrets were noted to be in places."""
+        table = tables.Exposure
+        found = table.select().where(table.key_id.in_(_storable(key_ids)) & table.place.in_(_storable(places)))
+        return {Exposed(row["key_id"], row["generation"], row["place"]): row["time"] for row in self._rows(found)}
+
     def list_workspaces(self, after: Cursor | None, limit: int) -> Page[Workspace]:
         """List workspaces."""
         table = tables.Workspace
@@ -325,8 +333,7 @@ class PeeweeReader:
             wanted.append(table.reference_id == which.reference_id)
         if which.revoked is not None:
             wanted.append((table.state == KeyState.REVOKED.value) == which.revoked)
-        if which.created_by_key_id is not None:
-            wanted.append(table.created_by_key_id.in_(_storable([which.created_by_key_id])))
+        wanted += self._of_origin(which)
         if which.created_from is not None:
             wanted.append(table.create_time >= which.created_from)
         if which.created_before is not None:
@@ -406,6 +413,32 @@ class PeeweeReader:
             )
             for pepper_id in sorted({*of_keys, *of_callers, *of_links})
         }
+
+    def _of_origin(self, which: KeyFilter) -> list[Any]:
+        """Return the conditions of where keys come from."""
+        table, wanted = tables.Key, []
+        if which.created_by_key_id is not None:
+            wanted.append(table.created_by_key_id.in_(_storable([which.created_by_key_id])))
+        if which.connect_link_id is not None:
+            wanted.append(table.connect_link_id.in_(_storable([which.connect_link_id])))
+        if which.descends_from_key_id is not None:
+            wanted.append(self._descends_from(which.descends_from_key_id))
+        return wanted
+
+    def _descends_from(self, key_id: str) -> Any:
+        """Return the condition of being a key, or of descending from it.
+
+        Scoped keys have no descendants, and may be a million: they are found by their makers alone.
+        """
+        table = tables.Key
+        makers = table.select(table.key_id).where(table.key_id.in_(_storable([key_id])))
+        lineage = makers.cte("lineage", recursive=True, columns=("key_id",))
+        theirs = table.alias()
+        made = theirs.select(theirs.key_id).join(lineage, on=(theirs.created_by_key_id == lineage.c.key_id))
+        others = theirs.kind.in_([kind.value for kind in KeyKind if kind is not KeyKind.SCOPED])
+        lineage = lineage.union(made.where(others))
+        found = lineage.select_from(lineage.c.key_id)
+        return table.key_id.in_(found) | table.created_by_key_id.in_(found)
 
     def _count_by_pepper(self, query: Any) -> dict[str, int]:
         (pepper_id,) = query.selected_columns
@@ -607,7 +640,7 @@ class PeeweeWriter(PeeweeReader):
         # In this order: a link refers to the key that it was completed with.
         links = self._remove_of("connect_link", tables.ConnectLink, tables.ConnectLink.connect_link_id, end_user)
         theirs = tables.Key.select(tables.Key.key_id).where(_of(tables.Key, end_user))
-        for part in (tables.KeyGeneration, tables.KeyLabel):
+        for part in (tables.KeyGeneration, tables.KeyLabel, tables.Exposure):
             part.delete().where(part.key_id.in_(theirs)).execute(self._database)
         keys = self._remove_of(KEY, tables.Key, tables.Key.key_id, end_user)
         devices = self._remove_of(DEVICE, tables.Device, tables.Device.device_id, end_user)
@@ -630,6 +663,20 @@ class PeeweeWriter(PeeweeReader):
         self._replace(tables.Caller, tables.Caller.caller_id, rows.caller_row(caller))
         self._put_generations(tables.CallerGeneration, {caller.key_id: caller.generations})
         self._put_certificate_names(caller)
+
+    def note_exposures(self, found: Collection[Exposed], time: datetime) -> None:
+        """Note where secrets were found."""
+        table = tables.Exposure
+        new = [
+            {"key_id": one.key_id, "generation": one.generation, "place": one.place, "time": time}
+            for one in dict.fromkeys(found)
+        ]
+        for some in _portions(new):
+            table.insert_many(some).on_conflict(
+                conflict_target=(table.key_id, table.generation, table.place), preserve=(table.time,)
+            ).execute(self._database)
+        for one in found:
+            self._touch("exposure", one.key_id)
 
     def record(self, events: Iterable[Event]) -> None:
         """Append to the event log."""

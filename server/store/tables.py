@@ -112,6 +112,9 @@ class Key(Model):
         indexes = (
             (("workspace_id", "create_revision", "key_id"), False),
             (("workspace_id", "reference_id"), False),
+            # For what descends from a key, or from a link.
+            (("created_by_key_id", "kind"), False),
+            (("connect_link_id",), False),
         )
         constraints = (
             one_of("key_kind_known", "kind", "server", "connect", "scoped"),
@@ -335,6 +338,19 @@ class Process(Model):
         constraints = (one_of("process_state_known", "state", "live", "fencing"),)
 
 
+class Exposure(Model):
+    """Where secrets of customers' and callers' keys have been found, so that each place counts once."""
+
+    key_id = TextField()
+    generation = IntegerField()
+    place = TextField()
+    time = InstantField()
+
+    class Meta:
+        table_name = "exposure"
+        primary_key = CompositeKey("key_id", "generation", "place")
+
+
 # In an order in which they can be created.
 TABLES = (
     Revision,
@@ -352,4 +368,5 @@ TABLES = (
     EventEndUser,
     Request,
     Process,
+    Exposure,
 )

@@ -11,6 +11,7 @@ from server.store.peewee_store import Engine, PeeweeStore
 from tests.store.promises_of_end_users import EndUserPromises
 from tests.store.promises_of_entities import EntityPromises
 from tests.store.promises_of_followers import FollowerPromises
+from tests.store.promises_of_lineage import LineagePromises
 from tests.store.promises_of_lists import ListPromises
 from tests.store.promises_of_races import RacePromises
 from tests.store.promises_of_transactions import TransactionPromises
@@ -26,6 +27,7 @@ class StoreConformance(
     RacePromises,
     UpkeepPromises,
     FollowerPromises,
+    LineagePromises,
 ):
     """Every promise of `server.store.contract`. A subclass gives an engine on a new, migrated, empty database."""
 

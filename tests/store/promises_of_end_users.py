@@ -12,7 +12,7 @@ from server.domain.end_users import EndUser, without
 from server.domain.events import Entity, Event, EventType, Origin, describe
 from server.domain.kinds import KeyKind
 from server.store import tables
-from server.store.contract import Belongings, Store
+from server.store.contract import Belongings, Exposed, Store
 from server.store.peewee_store import Engine
 from tests.builders import (
     DEVICE_ID,
@@ -165,6 +165,7 @@ class EndUserPromises:
                 writer.add_key(make_key(KeyKind.SCOPED, key_id=f"OthersKey000000{number}", labels={"a": "1"}, **owner))
                 writer.add_connect_link(make_connect_link(connect_link_id=f"others-{number}", **owner))
                 writer.put_devices([make_device(device_id=f"others-{number}", **owner)])
+            writer.note_exposures([Exposed(key_id, 1, "") for key_id in (SCOPED_KEY_ID, "OthersKey0000000", "x")], NOW)
         before = dump(engine)
         with store.write() as writer:
             assert writer.remove_end_user(ALICE) == Belongings(devices=4, keys=2, connect_links=3)
@@ -177,7 +178,7 @@ class EndUserPromises:
         assert {changed[1:] for changed in changes_of(engine, writer.revision.number)} == gone
         ids = {entity_id for _, entity_id in gone}
         after = dump(engine)
-        for table in ("device", "connect_link", "api_key", "key_generation", "key_label"):
+        for table in ("device", "connect_link", "api_key", "key_generation", "key_label", "exposure"):
             assert after[table] == [row for row in before[table] if row[0] not in ids]
             assert len(after[table]) >= 2
         with store.read() as reader:
