@@ -22,6 +22,7 @@ from server.metrics.process import ProcessMetrics
 from server.service.barrier import Barrier
 from server.service.base import Call, Clock, Resources
 from server.service.callers import CallerFields, CallerService
+from server.service.exposures import MOST_WAITERS, ExposureService
 from server.service.facts import FactCache, SharedClock
 from server.service.following import Follower
 from server.service.housekeeping import (
@@ -81,8 +82,9 @@ def connections_of(settings: Settings) -> int:
 
 
 def _pooled_connections(settings: Settings) -> int:
-    # One for each call that is worked on, one for health, one for housekeeping, and one for the follower to read.
-    return settings.threads + 3
+    # One for each call that is worked on, one for health, one for housekeeping, one for exposed keys, and one for the
+    # follower to read.
+    return settings.threads + 4
 
 
 def open_database(settings: Settings, *, read_only: bool = False) -> Database:
@@ -192,9 +194,11 @@ class App:
         if not settings.sqlite_path:
             self._follower = Follower(store, self._resources.cache, shared_clock, self._resources.barrier.heard)
         self._rehashing = Rehashing(self._resources)
+        self._exposures = ExposureService(self._resources)
         self._server = GrpcServer(
             self._resources,
             self._rehashing,
+            self._exposures,
             replace(_limits(settings), shares_port=shares_port),
             open_reflection=settings.development,
             log_allow_sample=settings.log_allow_sample_or_default,
@@ -256,6 +260,7 @@ class App:
     def _leave(self) -> None:
         """Let go of the store, now that nothing is answered any more."""
         self._housekeeper.stop()
+        self._exposures.stop()
         if self._follower is not None:
             self._follower.stop()
         self._metrics.stop()
@@ -346,7 +351,7 @@ def _limits(settings: Settings) -> Limits:
     return Limits(
         threads=settings.threads,
         deciding_threads=DECIDING_THREADS,
-        aside=settings.threads * WAITING_FOR_EACH_THREAD,
+        aside=settings.threads * WAITING_FOR_EACH_THREAD + MOST_WAITERS,
         queue=settings.queue,
         connections=settings.connections,
         default_deadline_seconds=settings.default_deadline_seconds,

@@ -75,6 +75,7 @@ class DeviceScope:
 class Decision:
     """The answer. `key` is set once the whole secret was right, on denials too.
 
+    `exposure` is how sure it is that a server key, whose secret was right, came from where it must not be.
     `valid_until` is the next instant at which time alone may change the answer; None means that it never will.
     """
 
@@ -84,6 +85,7 @@ class Decision:
     missing_permission: Permission | None = None
     device_scope: DeviceScope | None = None
     valid_until: datetime | None = None
+    exposure: Exposure = Exposure.NONE
 
     @property
     def allowed(self) -> bool:
@@ -145,7 +147,7 @@ def holds(key: Key, permission: Permission) -> bool:
 class Evaluation:
     """A decision in the making: what is known, and what the steps so far have found out."""
 
-    __slots__ = ("device", "generation", "key", "now", "peppers", "question", "valid_until")
+    __slots__ = ("device", "generation", "key", "now", "peppers", "question", "valid_until", "weight")
 
     def __init__(
         self, question: Question, key: Key | None, device: Device | None, peppers: Peppers, now: datetime
@@ -157,6 +159,7 @@ class Evaluation:
         self.now = now
         self.generation: Generation | None = None
         self.valid_until: datetime | None = None
+        self.weight = Exposure.NONE
 
     def form(self) -> Reason | None:
         """Check that what was presented is a key at all."""
@@ -173,9 +176,9 @@ class Evaluation:
 
     def exposure(self) -> Reason | None:
         """Check that a secret key does not come from a browser; a leak whatever the rest would say."""
-        if self.known.kind is KeyKind.SERVER and assess(self.question.context) is Exposure.CERTAIN:
-            return Reason.KEY_EXPOSED
-        return None
+        if self.known.kind is KeyKind.SERVER:
+            self.weight = assess(self.question.context)
+        return Reason.KEY_EXPOSED if self.weight is Exposure.CERTAIN else None
 
     def liveness(self) -> Reason | None:
         """Check that the key, and this secret of it, are in force."""
@@ -244,6 +247,7 @@ class Evaluation:
             missing_permission=(self.question.permission if reason is Reason.PERMISSION_NOT_GRANTED else None),
             device_scope=scope,
             valid_until=self.valid_until,
+            exposure=self.weight,
         )
 
 

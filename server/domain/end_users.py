@@ -45,8 +45,9 @@ def end_users_of(event: Event) -> frozenset[EndUser]:
 def without(event: Event, end_user: EndUser, pseudonym: str) -> Event:
     """Return an event with a pseudonym in place of an end user; a side that is not theirs stays as it is.
 
-    With the name goes what was written down about them: the names, description and labels of a scoped key, and the
-    customer's own value in a Connect link. The reason of the event is in somebody's words, and stays.
+    With the name goes what was written down about them: the names, description and labels of a scoped key, where it was
+    found exposed, and the customer's own value in a Connect link. The reason of the event is in somebody's words, and
+    stays.
     """
     return replace(
         event,
@@ -94,5 +95,6 @@ def _side_without(side: Side | None, end_user: EndUser, pseudonym: str) -> Side 
         "description": "",
         "labels": {},
         "client_state": "",
+        "exposure_url": "",
     }
     return {name: in_place.get(name, value) for name, value in side.items()}

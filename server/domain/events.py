@@ -27,6 +27,7 @@ class EventType(Enum):
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
     KEY_EXPOSED = "key.exposed"
+    KEY_EXPOSURE_SUSPECTED = "key.exposure_suspected"
     CONNECT_LINK_CREATED = "connect_link.created"
     CONNECT_LINK_COMPLETED = "connect_link.completed"
     CONNECT_LINK_CANCELLED = "connect_link.cancelled"
@@ -38,6 +39,7 @@ class EventType(Enum):
     CALLER_UPDATED = "caller.updated"
     CALLER_ROTATED = "caller.rotated"
     CALLER_REVOKED = "caller.revoked"
+    CALLER_EXPOSED = "caller.exposed"
     END_USER_ERASED = "end_user.erased"
 
 

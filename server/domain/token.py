@@ -84,6 +84,12 @@ def parse(text: str) -> Token | None:
     return Token(_KINDS[form[1]], form[2], text)
 
 
+def tokens_in(text: str) -> list[Token]:
+    """Return the well-formed tokens that stand anywhere in a text, in order, each once."""
+    found = (parse(form[0]) for form in _FORM.finditer(text))
+    return list({token.text: token for token in found if token is not None}.values())
+
+
 def is_id(text: str) -> bool:
     """Tell whether a text has the form of a public id."""
     return _ID.fullmatch(text) is not None

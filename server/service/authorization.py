@@ -8,8 +8,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import structlog
-
 from server.domain.decision import Decision, Question, decide
 from server.domain.errors import Refusal
 from server.domain.explanation import Explanation, explain
@@ -20,9 +18,7 @@ from server.service.base import Resources, require_key
 from server.service.exposures import ExposureService
 from server.service.facts import Fact, Known, Place, not_verifiable, verify
 from server.service.rehashing import Rehashing
-from server.store.contract import DEVICE, KEY, StoreUnavailable
-
-_log = structlog.get_logger("texture_auth.authorization")
+from server.store.contract import DEVICE, KEY
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +69,8 @@ class AuthorizationService:
     def answer(self, questions: Sequence[Question | Refusal], at_least_revision: str, caller_id: str) -> Answers:
         """Answer questions from one snapshot, at the revision of a token or later; an empty token asks for none.
 
-        Keys that are found exposed are dealt with before this returns, unless writers are busy; the answer is a denial
-        whatever comes of it, and the next use tries again.
+        Keys that are found exposed are dealt with before this returns, or soon after; the answer is a denial whatever
+        comes of it.
 
         What could not be made a question passes through as its refusal. Raises Refusal (REVISION_NOT_VERIFIABLE) for
         the token, StoreUnavailable.
@@ -98,11 +94,7 @@ class AuthorizationService:
                 if token is not None and generation is not None:
                     self._rehashing.offer(token, generation)
         self._resources.telemetry.decided([answer.decision.reason for answer in answers if isinstance(answer, Answer)])
-        try:
-            decisions = (answer.decision for answer in answers if isinstance(answer, Answer))
-            self._exposures.contain(decisions, caller_id)
-        except StoreUnavailable as error:
-            _log.warning("exposed keys not dealt with yet", cause=str(error))
+        self._exposures.contain((answer.decision for answer in answers if isinstance(answer, Answer)), caller_id)
         return done
 
     def explain(

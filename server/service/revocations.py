@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from server.domain import lifecycle
@@ -30,6 +30,17 @@ class Selection:
     created_by_key_id: str = ""
     created_from: datetime | None = None
     created_before: datetime | None = None
+    descends_from_key_id: str = ""
+    connect_link_id: str = ""
+    device_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A key that is, or would be, ended. `last_use_time` is None where none is known."""
+
+    key: Key
+    last_use_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +48,44 @@ class Revocation:
     """How many keys were ended, and which; a repeat does not know which any more."""
 
     count: int
-    key_ids: tuple[str, ...]
+    matches: tuple[Match, ...]
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """Their ids."""
+        return tuple(match.key.key_id for match in self.matches)
+
+
+# Tells when keys were last used, of those that were, as far as a snapshot knows.
+LastUses = Callable[[Reader, Collection[str]], Mapping[str, datetime]]
+
+
+def _never(_reader: Reader, _key_ids: Collection[str]) -> Mapping[str, datetime]:
+    """Know of no use."""
+    return {}
 
 
 class RevocationService:
     """Ends all the keys that match a selection, or none."""
 
-    def __init__(self, resources: Resources) -> None:
+    def __init__(self, resources: Resources, last_uses: LastUses = _never) -> None:
         self._resources = resources
+        self._last_uses = last_uses
 
     def preview(self, call: Call, workspace_id: str, selection: Selection) -> tuple[Revocation, Revision]:
         """Say which keys `revoke` would end, and change nothing. Raises Refusal as `revoke` does."""
         which = self._checked(call, workspace_id, selection)
         with self._resources.store.read() as reader:
-            found = _matches(reader, call, which, self._resources.clock())
-            return _revocation(found), reader.head()
+            found = _matches(reader, call, which, selection, self._resources.clock())
+            used = self._last_uses(reader, [key.key_id for key in found])
+            return _revocation(found, used), reader.head()
 
     def revoke(self, call: Call, workspace_id: str, selection: Selection, expected_count: int) -> Mutation[Revocation]:
         """End the keys, if they are as many as expected. Refusals: see KeyService.RevokeKeys in `key_service.proto`."""
         which = self._checked(call, workspace_id, selection, expected_count)
 
         def work(writer: Writer, now: datetime) -> Revocation:
-            found = _matches(writer, call, which, now)
+            found = _matches(writer, call, which, selection, now)
             if len(found) != expected_count:
                 raise Refusal(
                     ErrorReason.MATCHES_CHANGED,
@@ -71,7 +98,7 @@ class RevocationService:
                 describe(EventType.KEY_REVOKED, call.origin, before, after, now)
                 for before, after in zip(found, ended, strict=True)
             )
-            return _revocation(found)
+            return _revocation(found, {})
 
         return self._resources.carry_out(
             call,
@@ -104,13 +131,22 @@ class RevocationService:
             created_by_key_id=selection.created_by_key_id or None,
             created_from=selection.created_from,
             created_before=selection.created_before,
+            descends_from_key_id=selection.descends_from_key_id or None,
+            connect_link_id=selection.connect_link_id or None,
         )
 
 
-def _matches(reader: Reader, call: Call, which: KeyFilter, now: datetime) -> tuple[Key, ...]:
+def _matches(reader: Reader, call: Call, which: KeyFilter, selection: Selection, now: datetime) -> tuple[Key, ...]:
     """Return the keys that match. Raises Refusal: WORKSPACE_NOT_FOUND, ACTOR_*, MATCHES_TOO_MANY."""
     require_workspace(reader, which.workspace_id)
     actor_of(reader, call, which.workspace_id, Permission.KEYS_MANAGE, now)
+    if selection.device_id:
+        device = reader.devices([selection.device_id]).get(selection.device_id)
+        if device is None or device.workspace_id != which.workspace_id:
+            return ()
+        if which.reference_id not in (None, device.reference_id) or which.kind not in (None, KeyKind.SCOPED):
+            return ()
+        which = replace(which, reference_id=device.reference_id)
     found: list[Key] = []
     after = None
     while True:
@@ -127,5 +163,5 @@ def _matches(reader: Reader, call: Call, which: KeyFilter, now: datetime) -> tup
             return tuple(found)
 
 
-def _revocation(found: tuple[Key, ...]) -> Revocation:
-    return Revocation(len(found), tuple(key.key_id for key in found))
+def _revocation(found: tuple[Key, ...], used: Mapping[str, datetime]) -> Revocation:
+    return Revocation(len(found), tuple(Match(key, used.get(key.key_id)) for key in found))

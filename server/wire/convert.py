@@ -16,6 +16,7 @@ from texture.auth.v1 import (
     device_pb2,
     event_pb2,
     key_pb2,
+    key_service_pb2,
     propagation_pb2,
     request_context_pb2,
     workspace_pb2,
@@ -26,6 +27,7 @@ from server.domain.events import Event
 from server.domain.explanation import Step, StepResult
 from server.domain.exposure import Context
 from server.domain.kinds import Environment, ExposurePolicy, KeyKind, Role
+from server.domain.leaks import ExposureOutcome
 from server.domain.lifecycle import Rotation
 from server.domain.links import ConnectLinkState
 from server.domain.model import Caller, Device, Generation, Key, KeyState, Workspace
@@ -62,6 +64,7 @@ KIND = EnumMap(KeyKind, key_pb2.KeyKind, "KEY_KIND")
 STATE = EnumMap(KeyState, key_pb2.KeyState, "KEY_STATE")
 ENVIRONMENT = EnumMap(Environment, workspace_pb2.Environment, "ENVIRONMENT")
 POLICY = EnumMap(ExposurePolicy, workspace_pb2.ExposurePolicy, "EXPOSURE_POLICY")
+EXPOSURE_OUTCOME = EnumMap(ExposureOutcome, key_service_pb2.ExposureOutcome, "EXPOSURE_OUTCOME")
 ROLE = EnumMap(Role, caller_pb2.Role, "ROLE")
 LINK_STATE = EnumMap(ConnectLinkState, connect_link_pb2.ConnectLinkState, "CONNECT_LINK_STATE")
 STEP_RESULT = EnumMap(StepResult, authorize_service_pb2.StepResult, "STEP_RESULT")

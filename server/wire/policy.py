@@ -27,6 +27,7 @@ _BY_SERVICE = {
         "RotateKey": _KEY_ADMIN,
         "RevokeKey": _KEY_ADMIN,
         "RevokeKeys": _KEY_ADMIN,
+        "ReportExposedKeys": _KEY_ADMIN,
         "LookupKey": _KEY_ADMIN,
         "ListKeyEvents": _KEY_ADMIN,
     },

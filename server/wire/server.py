@@ -31,6 +31,7 @@ from server.service.devices import DeviceService
 from server.service.exposures import ExposureService
 from server.service.keys import KeyService
 from server.service.rehashing import Rehashing
+from server.service.reports import ReportService
 from server.service.revocations import RevocationService
 from server.service.telemetry import Telemetry
 from server.service.workspaces import WorkspaceService
@@ -77,6 +78,7 @@ class GrpcServer:
         self,
         resources: Resources,
         rehashing: Rehashing,
+        exposures: ExposureService,
         limits: Limits,
         *,
         open_reflection: bool,
@@ -103,7 +105,6 @@ class GrpcServer:
         resources.telemetry.sample(partial(_tell_load, resources.telemetry, (self._decisions, self._others)))
         self._server = grpc.server(self._others.lane(""), interceptors=[Gate(house)], options=limits.options)
         clock = resources.clock
-        exposures = ExposureService(resources)
         next_id = DecisionIds()
         authorize.add_to_server(
             authorize.AuthorizeServicer(
@@ -113,7 +114,8 @@ class GrpcServer:
             self._server,
         )
         key_service_pb2_grpc.add_KeyServiceServicer_to_server(
-            KeyServicer(KeyService(resources), RevocationService(resources), clock), self._server
+            KeyServicer(KeyService(resources), RevocationService(resources), ReportService(resources), clock),
+            self._server,
         )
         connect_service_pb2_grpc.add_ConnectServiceServicer_to_server(
             ConnectServicer(ConnectService(resources, exposures, rehashing), clock), self._server

@@ -164,6 +164,11 @@ def with_wrong_secret(api_key: str) -> str:
     return body + checksum(body)
 
 
+def dealt_with(service: Service) -> None:
+    """Wait until keys that were found exposed have been dealt with; mostly they have when the call returns."""
+    assert service.app._exposures.settle(60)
+
+
 def get_key(service: Service, key_id: str) -> Key:
     return service.operator.keys.GetKey(key_service_pb2.GetKeyRequest(key_id=key_id)).key
 

@@ -121,6 +121,8 @@ VALUES: Mapping[str, Any] = {
     "redirect_uri": REDIRECT_URI,
     "reference_id": USER,
     "roles": [ROLE_AUTHORIZER],
+    "source": "scanner",
+    "url": "https://code.example/main.py",
     "workspace_id": WORKSPACE,
 }
 # Where the name alone does not tell.

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
 import pytest
 import structlog
 from texture.auth.v1 import authorize_service_pb2, connect_service_pb2, key_service_pb2
 from texture.auth.v1 import authorize_service_pb2 as pb
-from texture.auth.v1.key_pb2 import KEY_KIND_CONNECT, KEY_KIND_SCOPED, KeyKind, KeyState
+from texture.auth.v1.key_pb2 import (
+    KEY_KIND_CONNECT,
+    KEY_KIND_SCOPED,
+    KEY_STATE_ACTIVE,
+    KEY_STATE_REVOKED,
+    KeyKind,
+    KeyState,
+)
 from texture.auth.v1.request_context_pb2 import RequestContext
 from texture.auth.v1.workspace_pb2 import EXPOSURE_POLICY_NOTIFY_ONLY, EXPOSURE_POLICY_SUSPEND, ExposurePolicy
 
+from server.service import exposures
 from server.store.contract import StoreUnavailable
-from tests.harness import Service, refused
+from tests.harness import Service, refused, running_service
 from tests.wire.helpers import (
     REDIRECT_URI,
     api_key_of_kind,
     authorize,
+    dealt_with,
     event_types,
     events_of,
     get_key,
+    make_connect_key,
     make_key,
     make_workspace,
     reason_for,
@@ -100,6 +119,7 @@ def test_an_exposed_key_is_dealt_with_by_its_workspaces_policy(service: Service,
     made = make_key(service)
 
     authorize(service, made.api_key, sec_fetch_site="cross-site")
+    dealt_with(service)
 
     assert KeyState.Name(get_key(service, made.key.key_id).state) == state
 
@@ -108,6 +128,7 @@ def test_an_exposure_is_an_event_and_one_is_enough(grid: Service) -> None:
     made = make_key(grid)
     for _ in range(3):
         assert reason_for(grid, made.api_key, sec_fetch_site="cross-site") == "KEY_EXPOSED"
+        dealt_with(grid)
 
     _, event = events_of(grid, made.key.key_id)
 
@@ -123,6 +144,7 @@ def test_an_exposure_is_recorded_where_the_policy_leaves_the_key_as_it_is(servic
     made = make_key(service)
 
     assert reason_for(service, made.api_key, sec_fetch_site="cross-site") == "KEY_EXPOSED"
+    dealt_with(service)
 
     assert "key.exposed" in event_types(service, made.key.key_id)
     assert reason_for(service, made.api_key) == "PERMITTED"
@@ -132,6 +154,7 @@ def test_an_exposed_key_ends_for_backends_too(grid: Service) -> None:
     made, other = make_key(grid), make_key(grid)
 
     authorize(grid, made.api_key, sec_fetch_site="cross-site")
+    dealt_with(grid)
 
     assert reason_for(grid, made.api_key) == "KEY_REVOKED"
     assert reason_for(grid, other.api_key) == "PERMITTED"
@@ -142,6 +165,7 @@ def test_a_key_that_is_exposed_again_after_it_was_resumed_is_suspended_again(ser
     made = make_key(service)
     for _ in range(2):
         authorize(service, made.api_key, sec_fetch_site="cross-site")
+        dealt_with(service)
         assert reason_for(service, made.api_key) == "KEY_SUSPENDED"
         service.operator.keys.ResumeKey(key_service_pb2.ResumeKeyRequest(key_id=made.key.key_id))
 
@@ -161,6 +185,7 @@ def test_nobody_can_end_a_key_without_its_secret_or_without_a_certain_sign(grid:
     given = with_wrong_secret(made.api_key) if what == "a wrong secret" else made.api_key
 
     authorize(grid, given, **HARMLESS[what])
+    dealt_with(grid)
 
     assert get_key(grid, made.key.key_id) == made.key
 
@@ -174,6 +199,7 @@ def test_exposed_keys_of_a_batch_are_dealt_with_and_no_others(grid: Service) -> 
     questions.append(pb.Question(api_key=fine.api_key, permission="devices:list"))
 
     response = grid.operator.authorize.BatchAuthorize(pb.BatchAuthorizeRequest(questions=questions))
+    dealt_with(grid)
 
     assert [reason_of(answer.answer) for answer in response.answers] == ["KEY_EXPOSED"] * 4 + ["PERMITTED"]
     assert [reason_for(grid, made.api_key) for made in exposed] == ["KEY_REVOKED"] * 2
@@ -190,6 +216,7 @@ def test_a_server_key_that_makes_a_link_from_a_browser_is_exposed_too(grid: Serv
         ),
     )
 
+    dealt_with(grid)
     assert (error.reason, error.metadata["deny_reason"]) == ("API_KEY_DENIED", "KEY_EXPOSED")
     assert reason_for(grid, made.api_key) == "KEY_REVOKED"
 
@@ -199,6 +226,7 @@ def test_a_secret_that_was_replaced_because_it_leaked_does_not_end_the_new_one(g
     renewed = rotate(grid, made.key.key_id)
 
     authorize(grid, made.api_key, sec_fetch_site="cross-site")
+    dealt_with(grid)
 
     assert reason_for(grid, renewed.api_key) == "PERMITTED"
 
@@ -213,6 +241,7 @@ def test_a_retired_secret_in_the_same_batch_does_not_hide_the_exposure_of_the_li
     ]
 
     grid.operator.authorize.BatchAuthorize(authorize_service_pb2.BatchAuthorizeRequest(questions=questions))
+    dealt_with(grid)
 
     assert KeyState.Name(get_key(grid, made.key.key_id).state) == "KEY_STATE_REVOKED"
 
@@ -224,16 +253,18 @@ def test_many_keys_that_leak_at_once_are_all_dealt_with(service: Service) -> Non
     questions = [pb.Question(api_key=one.api_key, permission="devices:list", context=context) for one in made]
 
     service.operator.authorize.BatchAuthorize(pb.BatchAuthorizeRequest(questions=questions))
+    dealt_with(service)
 
     assert service.query("SELECT state, count(*) AS n FROM api_key GROUP BY state") == [{"state": "revoked", "n": 120}]
     assert {event_types(service, one.key.key_id)[-1] for one in made} == {"key.exposed"}
 
 
-def test_what_could_not_be_dealt_with_is_told_by_the_log_and_tried_again(
+def test_what_could_not_be_dealt_with_is_told_by_the_log_and_tried_again_by_itself(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_workspace(service)
     made = make_key(service)
+    monkeypatch.setattr(exposures, "RETRY_SECONDS", 0.01)
 
     def away(*_: object) -> None:
         raise StoreUnavailable("others keep the lock")
@@ -241,6 +272,164 @@ def test_what_could_not_be_dealt_with_is_told_by_the_log_and_tried_again(
     with monkeypatch.context() as patch, structlog.testing.capture_logs() as lines:
         patch.setattr(type(service.app._resources.store), "write", away)
         assert reason_for(service, made.api_key, sec_fetch_site="none") == "KEY_EXPOSED"
-    assert [line["log_level"] for line in lines if line["event"] == "exposed keys not dealt with yet"] == ["warning"]
-    assert reason_for(service, made.api_key, sec_fetch_site="none") == "KEY_EXPOSED"
+        assert not service.app._exposures.settle(0.05)
+    dealt_with(service)
+
+    assert {line["log_level"] for line in lines if line["event"] == "exposed keys not dealt with yet"} == {"warning"}
     assert reason_for(service, made.api_key) == "KEY_REVOKED"
+    assert event_types(service, made.key.key_id) == ["key.created", "key.exposed"]
+
+
+def test_what_is_left_to_do_is_done_before_a_server_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exposures, "WAIT_SECONDS", 0.0)
+    with running_service(tmp_path) as running:
+        make_workspace(running)
+        made = [make_key(running) for _ in range(3)]
+        with other_writer(running):
+            for one in made:
+                authorize(running, one.api_key, sec_fetch_site="cross-site")
+            assert [get_key(running, one.key.key_id).state for one in made] == [KEY_STATE_ACTIVE] * 3
+    with running_service(tmp_path) as running:
+        assert [get_key(running, one.key.key_id).state for one in made] == [KEY_STATE_REVOKED] * 3
+
+
+@contextmanager
+def other_writer(service: Service) -> Iterator[None]:
+    """Have somebody else keep the write lock."""
+    begun, over = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with service.app._resources.store.write() as writer:
+            begun.set()
+            # Whoever does nothing for long is thrown out.
+            while not over.wait(0.5):
+                writer.head()
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        try:
+            assert begun.wait(60)
+            yield
+        finally:
+            over.set()
+            writing.result()
+
+
+def test_a_key_is_dealt_with_once_however_many_requests_it_arrives_with_at_the_same_moment(service: Service) -> None:
+    make_workspace(service, exposure_policy=EXPOSURE_POLICY_SUSPEND)
+    made = [make_key(service) for _ in range(3)]
+
+    with ThreadPoolExecutor(24) as pool:
+        reasons = list(
+            pool.map(lambda number: reason_for(service, made[number % 3].api_key, sec_fetch_site="none"), range(120))
+        )
+    dealt_with(service)
+
+    assert set(reasons) == {"KEY_EXPOSED"}
+    for one in made:
+        assert event_types(service, one.key.key_id) == ["key.created", "key.exposed"]
+
+
+def test_no_thread_that_decides_asks_the_store_about_exposed_keys(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_workspace(service)
+    made = make_key(service)
+    assert reason_for(service, made.api_key) == "PERMITTED"
+    store, asked = type(service.app._resources.store), set()
+
+    def noted(self: Any, ask: Any) -> Any:
+        asked.add(threading.current_thread().name.rpartition("_")[0])
+        return ask(self)
+
+    for name in ("read", "write"):
+        monkeypatch.setattr(store, name, partialmethod(noted, getattr(store, name)))
+    authorize(service, made.api_key, sec_fetch_site="cross-site")
+    dealt_with(service)
+
+    assert "decisions" not in asked
+    monkeypatch.undo()
+    assert reason_for(service, made.api_key) == "KEY_REVOKED"
+
+
+def test_however_many_exposed_keys_wait_for_a_writer_others_are_decided_about(service: Service) -> None:
+    make_workspace(service)
+    exposed, fine = [make_key(service) for _ in range(30)], make_key(service)
+    with other_writer(service), ThreadPoolExecutor(30) as pool:
+        asked = [pool.submit(reason_for, service, one.api_key, sec_fetch_site="cross-site") for one in exposed]
+        assert [reason_for(service, fine.api_key) for _ in range(20)] == ["PERMITTED"] * 20
+        # They are answered, too, before anything can be done about them.
+        assert {one.result() for one in asked} == {"KEY_EXPOSED"}
+        assert [get_key(service, one.key.key_id).state for one in exposed] == [KEY_STATE_ACTIVE] * 30
+    dealt_with(service)
+
+    assert {reason_for(service, one.api_key) for one in exposed} == {"KEY_REVOKED"}
+
+
+DAY = timedelta(days=1)
+
+
+class TestSuspicion:
+    """A user agent alone, which anybody can fake, is told of and changes nothing."""
+
+    def suspect(self, service: Service, api_key: str, version: int = 1) -> None:
+        """Use a key with a user agent that was not seen before."""
+        agent = BROWSER_AGENT.replace("126", str(version))
+        assert reason_for(service, api_key, user_agent=agent) == "PERMITTED"
+        dealt_with(service)
+
+    def test_it_is_an_event_once_a_day_and_the_key_stays_as_it_is(self, grid: Service) -> None:
+        made = make_key(grid)
+        for version in range(3):
+            self.suspect(grid, made.api_key, version)
+        assert event_types(grid, made.key.key_id) == ["key.created", "key.exposure_suspected"]
+        grid.clock.turn(DAY)
+        for version in range(3, 6):
+            self.suspect(grid, made.api_key, version)
+
+        _, *suspected = events_of(grid, made.key.key_id)
+        assert [event.type for event in suspected] == ["key.exposure_suspected"] * 2
+        assert suspected[0].after["state"] == "active"
+        assert "user agent" in suspected[0].reason
+        assert get_key(grid, made.key.key_id) == made.key
+
+    def test_another_process_does_not_tell_it_again(self, grid: Service) -> None:
+        made = make_key(grid)
+        self.suspect(grid, made.api_key)
+        grid.app._exposures._told.clear()
+        self.suspect(grid, made.api_key, 2)
+
+        assert event_types(grid, made.key.key_id) == ["key.created", "key.exposure_suspected"]
+
+    def test_the_new_secret_of_a_rotated_key_is_suspected_by_itself(self, grid: Service) -> None:
+        made = make_key(grid)
+        self.suspect(grid, made.api_key)
+        self.suspect(grid, rotate(grid, made.key.key_id).api_key, 2)
+
+        assert event_types(grid, made.key.key_id)[1:] == [
+            "key.exposure_suspected",
+            "key.rotated",
+            "key.exposure_suspected",
+        ]
+
+    def test_a_key_that_is_denied_or_no_server_key_is_not_suspected(self, grid: Service) -> None:
+        revoked, connect = make_key(grid), make_connect_key(grid)
+        revoke(grid, revoked.key.key_id)
+        assert reason_for(grid, revoked.api_key, user_agent=BROWSER_AGENT) == "KEY_REVOKED"
+        assert (
+            reason_for(grid, connect.api_key, permission="connect_links:create", user_agent=BROWSER_AGENT)
+            == "PERMITTED"
+        )
+        dealt_with(grid)
+
+        assert event_types(grid, revoked.key.key_id)[-1] == "key.revoked"
+        assert event_types(grid, connect.key.key_id) == ["key.created"]
+
+    def test_certainty_comes_through_a_suspicion(self, grid: Service) -> None:
+        made = make_key(grid)
+        self.suspect(grid, made.api_key)
+        assert reason_for(grid, made.api_key, sec_fetch_site="cross-site") == "KEY_EXPOSED"
+        dealt_with(grid)
+
+        assert event_types(grid, made.key.key_id)[1:] == ["key.exposure_suspected", "key.exposed"]
+        assert reason_for(grid, made.api_key) == "KEY_REVOKED"

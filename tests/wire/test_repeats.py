@@ -24,6 +24,7 @@ from tests.wire.helpers import (
     WORKSPACE,
     authorize,
     current_revision,
+    dealt_with,
     make_key,
     make_scoped_key,
     make_workspace,
@@ -168,6 +169,7 @@ def test_the_same_words_from_a_browser_are_another_question(grid: Service) -> No
     assert [reason_for(grid, api_key) for _ in range(2)] == ["PERMITTED"] * 2
 
     assert reason_for(grid, api_key, sec_fetch_site="cross-site") == "KEY_EXPOSED"
+    dealt_with(grid)
     assert reason_for(grid, api_key) == "KEY_REVOKED"
 
 

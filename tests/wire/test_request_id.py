@@ -45,7 +45,7 @@ def ids(service: Service) -> Ids:
     register(service, "device-1", "device-2")
     service.caller("device-api", ROLE_AUTHORIZER)
     leaving = make_key(service, labels={"team": "leaving"})
-    found = {"key_id": leaving.key.key_id, "suspended": make_key(service).key.key_id}
+    found = {"key_id": leaving.key.key_id, "api_key": leaving.api_key, "suspended": make_key(service).key.key_id}
     suspend(service, found["suspended"])
     return found
 
@@ -87,6 +87,12 @@ def _revoke_keys(reason: str) -> Callable[[Ids], Message]:
     which = key_service_pb2.RevokeKeysFilter(labels={"team": "leaving"})
     return lambda _: key_service_pb2.RevokeKeysRequest(
         workspace_id=WORKSPACE, filter=which, expected_count=1, reason=reason
+    )
+
+
+def _report(url: str) -> Callable[[Ids], Message]:
+    return lambda ids: key_service_pb2.ReportExposedKeysRequest(
+        reports=[key_service_pb2.ExposedKeyReport(api_key=ids["api_key"], url=url)]
     )
 
 
@@ -174,6 +180,7 @@ CALLS = {
             _about_key(key_service_pb2.RevokeKeyRequest, "suspended"),
         ),
         Call("keys", "RevokeKeys", _revoke_keys(""), _revoke_keys("other")),
+        Call("keys", "ReportExposedKeys", _report("https://a.example"), _report("https://b.example")),
         Call("workspaces", "CreateWorkspace", _create_workspace("a"), _create_workspace("b")),
         Call("workspaces", "UpdateWorkspace", _update_workspace("a"), _update_workspace("b")),
         Call("workspaces", "EraseEndUser", _erase("a"), _erase("b")),

@@ -20,6 +20,10 @@ from texture.auth.v1.key_pb2 import (
     KEY_STATE_SUSPENDED,
 )
 
+from server.domain.kinds import KeyKind
+from server.service.base import Call
+from server.service.revocations import RevocationService, Selection
+from tests.builders import NOW
 from tests.harness import Refused, Service, refused
 from tests.wire.helpers import (
     OTHER_USER,
@@ -479,3 +483,105 @@ def test_a_dry_run_under_the_id_of_a_request_neither_repeats_nor_spends_it(grid:
     assert show(grid, kind=KEY_KIND_SERVER, request_id="incident-1").count == 1
     assert revoke_keys(grid, 1, kind=KEY_KIND_SERVER, request_id="incident-1").count == 1
     assert show(grid, kind=KEY_KIND_SERVER, request_id="incident-1").count == 0
+
+
+# --- Lineage ------------------------------------------------------------------------------------------------------
+
+
+def family(service: Service) -> dict[str, Any]:
+    """Make a key, what descends from it in every way, and a stranger; return them by name."""
+    root = make_key(service)
+    child = make_key(service, on_behalf_of_key_id=root.key.key_id, display_name="the child")
+    site = make_connect_key(service, on_behalf_of_key_id=child.key.key_id)
+    link = service.operator.connect.CreateConnectLink(
+        connect_service_pb2.CreateConnectLinkRequest(api_key=site.api_key, redirect_uri=REDIRECT_URI)
+    )
+    done = service.operator.connect.CompleteConnectLink(
+        connect_service_pb2.CompleteConnectLinkRequest(
+            link_token=link.link_token, devices=[connect_service_pb2.ConnectedDevice(device_id="battery")]
+        )
+    )
+    stranger = make_scoped_key(service, "charger", reference_id=OTHER_USER)
+    return {
+        "root": root.key,
+        "child": child.key,
+        "site": site.key,
+        "theirs": done.scoped_key,
+        "stranger": stranger.scoped_key,
+    }
+
+
+def names(family_of: dict[str, Any], key_ids: Any) -> set[str]:
+    by_id = {key.key_id: name for name, key in family_of.items()}
+    return {by_id[key_id] for key_id in key_ids}
+
+
+def test_keys_are_found_by_every_ancestor(grid: Service) -> None:
+    ours = family(grid)
+    theirs = ours["theirs"]
+
+    def shown(**fields: Any) -> set[str]:
+        return names(ours, show(grid, **fields).key_ids)
+
+    assert shown(descends_from_key_id=ours["root"].key_id) == {"root", "child", "site", "theirs"}
+    assert shown(descends_from_key_id=ours["site"].key_id) == {"site", "theirs"}
+    assert shown(descends_from_key_id=theirs.key_id) == {"theirs"}
+    assert shown(connect_link_id=theirs.connect_link_id) == {"theirs"}
+    assert shown(reference_id=theirs.reference_id) == {"theirs"}
+    assert shown(device_id="battery") == {"theirs"}
+    assert shown(device_id="charger") == {"stranger"}
+    assert shown(device_id="charger", reference_id=OTHER_USER, kind=KEY_KIND_SCOPED) == {"stranger"}
+    for nothing in (
+        {"device_id": "no-such-device"},
+        {"device_id": "no device\x00"},
+        {"device_id": "charger", "reference_id": USER},
+        {"device_id": "charger", "kind": KEY_KIND_SERVER},
+        {"descends_from_key_id": "nobody"},
+        {"connect_link_id": "nothing"},
+        {"device_id": "charger", "descends_from_key_id": ours["root"].key_id},
+    ):
+        assert shown(**nothing) == set()
+    assert show(grid, workspace_id=OTHER_WORKSPACE, descends_from_key_id=ours["root"].key_id).count == 0
+    assert show(grid, workspace_id=OTHER_WORKSPACE, device_id="battery").count == 0
+
+
+def test_a_dry_run_says_what_each_key_is_and_where_it_comes_from(grid: Service) -> None:
+    ours = family(grid)
+
+    shown = show(grid, descends_from_key_id=ours["root"].key_id)
+
+    assert [match.key_id for match in shown.keys] == list(shown.key_ids)
+    for match in shown.keys:
+        key = get_key(grid, match.key_id)
+        for field in ("kind", "state", "display_name", "created_by_key_id", "connect_link_id", "reference_id"):
+            assert getattr(match, field) == getattr(key, field), field
+        assert not match.HasField("last_use_time")
+    assert [match.created_by_key_id for match in shown.keys] == ["", *shown.key_ids[:3]]
+    assert shown.keys[1].display_name == "the child"
+    assert shown.keys[3].connect_link_id == ours["theirs"].connect_link_id
+
+
+def test_all_that_descends_is_ended_at_once_and_nothing_else(grid: Service) -> None:
+    ours = family(grid)
+    revoke(grid, ours["child"].key_id)
+
+    done = revoke_keys(grid, 3, descends_from_key_id=ours["root"].key_id, reason="the laptop was stolen")
+
+    assert names(ours, done.key_ids) == {"root", "site", "theirs"}
+    assert list(done.keys) == []
+    states = {name: get_key(grid, key.key_id).state for name, key in ours.items()}
+    assert {name for name, state in states.items() if state != KEY_STATE_REVOKED} == {"stranger"}
+
+
+def test_a_dry_run_tells_when_keys_were_last_used_where_that_is_known(grid: Service) -> None:
+    used, unused = make_key(grid), make_key(grid)
+    service = RevocationService(
+        grid.app._resources, lambda _reader, key_ids: {used.key.key_id: NOW} if used.key.key_id in key_ids else {}
+    )
+    revocation, _ = service.preview(
+        Call(caller_id="operator", method="RevokeKeys"), WORKSPACE, Selection(kind=KeyKind.SERVER)
+    )
+    assert [(match.key.key_id, match.last_use_time) for match in revocation.matches] == [
+        (used.key.key_id, NOW),
+        (unused.key.key_id, None),
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import grpc
 from texture.auth.v1 import key_service_pb2 as pb
 from texture.auth.v1 import key_service_pb2_grpc
@@ -11,7 +13,8 @@ from server.domain.errors import invalid
 from server.domain.model import Key
 from server.service.base import Clock
 from server.service.keys import KeyFields, KeyService
-from server.service.revocations import RevocationService, Selection
+from server.service.reports import Report, Reported, ReportService
+from server.service.revocations import Match, RevocationService, Selection
 from server.wire import convert
 from server.wire.rpc import call_of, note, note_id
 
@@ -19,9 +22,12 @@ from server.wire.rpc import call_of, note, note_id
 class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     """KeyService, as `key_service.proto` describes it."""
 
-    def __init__(self, service: KeyService, revocations: RevocationService, clock: Clock) -> None:
+    def __init__(
+        self, service: KeyService, revocations: RevocationService, reports: ReportService, clock: Clock
+    ) -> None:
         self._service = service
         self._revocations = revocations
+        self._reports = reports
         self._clock = clock
 
     def CreateKey(self, request: pb.CreateKeyRequest, context: grpc.ServicerContext) -> pb.CreateKeyResponse:
@@ -116,7 +122,12 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
                 raise invalid("expected_count", "must be unset with dry_run, which finds it out")
             found, head = self._revocations.preview(call, request.workspace_id, selection)
             note(dry_run=True, count=found.count)
-            return pb.RevokeKeysResponse(count=found.count, key_ids=found.key_ids, revision=head.encode())
+            return pb.RevokeKeysResponse(
+                count=found.count,
+                key_ids=found.key_ids,
+                revision=head.encode(),
+                keys=[self._matched(match) for match in found.matches],
+            )
         if not request.HasField("expected_count"):
             raise invalid("expected_count", "is needed: ask with dry_run first, and give the count that it returns")
         mutation = self._revocations.revoke(call, request.workspace_id, selection, request.expected_count)
@@ -124,6 +135,20 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         return pb.RevokeKeysResponse(
             count=mutation.value.count,
             key_ids=mutation.value.key_ids,
+            revision=mutation.revision.encode(),
+            propagation=convert.propagation(mutation.propagation),
+        )
+
+    def ReportExposedKeys(
+        self, request: pb.ReportExposedKeysRequest, context: grpc.ServicerContext
+    ) -> pb.ReportExposedKeysResponse:
+        """Take note of keys that were found where they must not be."""
+        reports = [Report(one.api_key, one.url, one.source) for one in request.reports]
+        mutation = self._reports.report_exposed_keys(call_of(request), reports)
+        counts = Counter(one.outcome.value for one in mutation.value)
+        note(reports=len(reports), **counts)
+        return pb.ReportExposedKeysResponse(
+            results=[self._reported(one) for one in mutation.value],
             revision=mutation.revision.encode(),
             propagation=convert.propagation(mutation.propagation),
         )
@@ -146,6 +171,27 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     def _message(self, key: Key) -> KeyMessage:
         return convert.key(key, self._clock())
 
+    def _matched(self, match: Match) -> pb.MatchedKey:
+        key = match.key
+        return pb.MatchedKey(
+            key_id=key.key_id,
+            kind=convert.KIND.to_proto(key.kind),
+            state=convert.STATE.to_proto(key.state_at(self._clock())),
+            display_name=key.display_name,
+            created_by_key_id=key.created_by_key_id or "",
+            connect_link_id=key.connect_link_id or "",
+            reference_id=key.reference_id or "",
+            last_use_time=convert.timestamp(match.last_use_time),
+        )
+
+    def _reported(self, done: Reported) -> pb.ReportedKey:
+        answer = pb.ReportedKey(outcome=convert.EXPOSURE_OUTCOME.to_proto(done.outcome), key_id=done.key_id)
+        if done.key is not None:
+            answer.kind = convert.KIND.to_proto(done.key.kind)
+            answer.workspace_id = done.key.workspace_id
+            answer.state = convert.STATE.to_proto(done.key.state_at(self._clock()))
+        return answer
+
 
 def _selection(message: pb.RevokeKeysFilter) -> Selection:
     """Return which keys a message selects. Raises Refusal (FIELD_INVALID)."""
@@ -156,6 +202,9 @@ def _selection(message: pb.RevokeKeysFilter) -> Selection:
         created_by_key_id=message.created_by_key_id,
         created_from=convert.instant(message, "created_from", "filter.created_from"),
         created_before=convert.instant(message, "created_before", "filter.created_before"),
+        descends_from_key_id=message.descends_from_key_id,
+        connect_link_id=message.connect_link_id,
+        device_id=message.device_id,
     )
 
 

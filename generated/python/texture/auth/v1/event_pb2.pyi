@@ -42,9 +42,9 @@ class Event(_message.Message):
     """Its place in the log: a decimal number, larger than that of every earlier event."""
     type: _builtins.str
     """What happened: `workspace.created`, `workspace.updated`, `key.created`, `key.updated`, `key.suspended`,
-    `key.resumed`, `key.rotated`, `key.revoked`, `key.exposed`, `connect_link.created`, `connect_link.completed`,
+    `key.resumed`, `key.rotated`, `key.revoked`, `key.exposed`, `key.exposure_suspected`, `connect_link.created`, `connect_link.completed`,
     `connect_link.cancelled`, `device.registered`, `device.updated`, `device.transferred`, `device.removed`,
-    `caller.created`, `caller.updated`, `caller.rotated`, `caller.revoked`, `end_user.erased`. More may be added.
+    `caller.created`, `caller.updated`, `caller.rotated`, `caller.revoked`, `caller.exposed`, `end_user.erased`. More may be added.
     """
     workspace_id: _builtins.str
     """The workspace it happened in; empty for callers."""
@@ -71,7 +71,8 @@ class Event(_message.Message):
     @_builtins.property
     def after(self) -> _struct_pb2.Struct:
         """The subject after, without secrets. Unset for a removal. For an erasure, what was taken away, as in
-        EraseEndUserResponse.
+        EraseEndUserResponse. For `key.exposed` and `caller.exposed` also `exposure_source`, who or what noticed it (`browser`
+        for a key that arrived from one), and `exposure_url`, where it was found, if that was said.
         """
 
     def __init__(

@@ -260,8 +260,8 @@ class Key(_message.Message):
 
     @_builtins.property
     def expose_time(self) -> _timestamp_pb2.Timestamp:
-        """When a secret of it was first seen where it must not be, in a browser or an app; the latest secret of
-        which that is true. Unset while it never was.
+        """When a secret of it was first seen where it must not be: in a browser or an app, or in a place that was reported; the
+        latest secret of which that is true. Unset while it never was.
         """
 
     def __init__(

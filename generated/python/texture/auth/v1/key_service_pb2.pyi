@@ -10,6 +10,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from texture.auth.v1 import event_pb2 as _event_pb2
 from texture.auth.v1 import key_pb2 as _key_pb2
 from texture.auth.v1 import propagation_pb2 as _propagation_pb2
@@ -23,6 +24,70 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ExposureOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExposureOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExposureOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPOSURE_OUTCOME_UNSPECIFIED: _ExposureOutcome.ValueType  # 0
+    """Not used."""
+    EXPOSURE_OUTCOME_UNKNOWN: _ExposureOutcome.ValueType  # 1
+    """It is no key, or there is no such key, or its secret is wrong."""
+    EXPOSURE_OUTCOME_REVOKED: _ExposureOutcome.ValueType  # 2
+    """A server key, which this report has revoked."""
+    EXPOSURE_OUTCOME_SUSPENDED: _ExposureOutcome.ValueType  # 3
+    """A server key, which this report has suspended."""
+    EXPOSURE_OUTCOME_NOTED: _ExposureOutcome.ValueType  # 4
+    """It was written down, and the key was left as it was: a server key whose workspace wants no more, or which was
+    revoked or suspended already; a connect key, which is public; or a scoped key, which lives in its end user's app and
+    reaches their devices alone: RotateKey or RevokeKey ends it, in agreement with them.
+    """
+    EXPOSURE_OUTCOME_ALREADY_KNOWN: _ExposureOutcome.ValueType  # 5
+    """It had been reported or seen before, and nothing was left to do."""
+    EXPOSURE_OUTCOME_RETIRED: _ExposureOutcome.ValueType  # 6
+    """A secret that a rotation has replaced, and that opens nothing any more. Nothing was written down."""
+    EXPOSURE_OUTCOME_CALLER_KEY: _ExposureOutcome.ValueType  # 7
+    """A caller's `svc` key: the credential of an internal service or an operator. It was left as it is, since revoking it
+    would stop the service that uses it; an event `caller.exposed` and an error in the log tell operators, who rotate it
+    (CallerService.RotateCallerKey) at once.
+    """
+    EXPOSURE_OUTCOME_NOT_VERIFIABLE: _ExposureOutcome.ValueType  # 8
+    """The pepper that it was made with is not configured here, so it could not be compared. Nothing was done: report it
+    again. Operators must act.
+    """
+
+class ExposureOutcome(_ExposureOutcome, metaclass=_ExposureOutcomeEnumTypeWrapper):
+    """What was done about a key that was reported."""
+
+EXPOSURE_OUTCOME_UNSPECIFIED: ExposureOutcome.ValueType  # 0
+"""Not used."""
+EXPOSURE_OUTCOME_UNKNOWN: ExposureOutcome.ValueType  # 1
+"""It is no key, or there is no such key, or its secret is wrong."""
+EXPOSURE_OUTCOME_REVOKED: ExposureOutcome.ValueType  # 2
+"""A server key, which this report has revoked."""
+EXPOSURE_OUTCOME_SUSPENDED: ExposureOutcome.ValueType  # 3
+"""A server key, which this report has suspended."""
+EXPOSURE_OUTCOME_NOTED: ExposureOutcome.ValueType  # 4
+"""It was written down, and the key was left as it was: a server key whose workspace wants no more, or which was
+revoked or suspended already; a connect key, which is public; or a scoped key, which lives in its end user's app and
+reaches their devices alone: RotateKey or RevokeKey ends it, in agreement with them.
+"""
+EXPOSURE_OUTCOME_ALREADY_KNOWN: ExposureOutcome.ValueType  # 5
+"""It had been reported or seen before, and nothing was left to do."""
+EXPOSURE_OUTCOME_RETIRED: ExposureOutcome.ValueType  # 6
+"""A secret that a rotation has replaced, and that opens nothing any more. Nothing was written down."""
+EXPOSURE_OUTCOME_CALLER_KEY: ExposureOutcome.ValueType  # 7
+"""A caller's `svc` key: the credential of an internal service or an operator. It was left as it is, since revoking it
+would stop the service that uses it; an event `caller.exposed` and an error in the log tell operators, who rotate it
+(CallerService.RotateCallerKey) at once.
+"""
+EXPOSURE_OUTCOME_NOT_VERIFIABLE: ExposureOutcome.ValueType  # 8
+"""The pepper that it was made with is not configured here, so it could not be compared. Nothing was done: report it
+again. Operators must act.
+"""
+Global___ExposureOutcome: _TypeAlias = ExposureOutcome  # noqa: Y015
 
 @_typing.final
 class CreateKeyRequest(_message.Message):
@@ -710,6 +775,9 @@ class RevokeKeysFilter(_message.Message):
     CREATED_BY_KEY_ID_FIELD_NUMBER: _builtins.int
     CREATED_FROM_FIELD_NUMBER: _builtins.int
     CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    DESCENDS_FROM_KEY_ID_FIELD_NUMBER: _builtins.int
+    CONNECT_LINK_ID_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
     kind: _key_pb2.KeyKind.ValueType
     """Keys of this kind."""
     reference_id: _builtins.str
@@ -717,6 +785,16 @@ class RevokeKeysFilter(_message.Message):
     created_by_key_id: _builtins.str
     """Keys that this key asked for, by its id: what a leaked key with `keys:manage` has created, or the scoped keys of
     links that it made.
+    """
+    descends_from_key_id: _builtins.str
+    """This key, by its id, and everything that descends from it: the keys it asked for, the scoped keys of Connect links
+    that it made, and all that descends from those. One that is revoked already still has descendants.
+    """
+    connect_link_id: _builtins.str
+    """The scoped keys that were minted by this Connect link."""
+    device_id: _builtins.str
+    """The scoped keys that reach this device: those of the end user who owns it. A device that is not in the workspace is
+    reached by none.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -739,10 +817,13 @@ class RevokeKeysFilter(_message.Message):
         created_by_key_id: _builtins.str = ...,
         created_from: _timestamp_pb2.Timestamp | None = ...,
         created_before: _timestamp_pb2.Timestamp | None = ...,
+        descends_from_key_id: _builtins.str = ...,
+        connect_link_id: _builtins.str = ...,
+        device_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_before", b"created_before", "created_from", b"created_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_before", b"created_before", "created_by_key_id", b"created_by_key_id", "created_from", b"created_from", "kind", b"kind", "labels", b"labels", "reference_id", b"reference_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect_link_id", b"connect_link_id", "created_before", b"created_before", "created_by_key_id", b"created_by_key_id", "created_from", b"created_from", "descends_from_key_id", b"descends_from_key_id", "device_id", b"device_id", "kind", b"kind", "labels", b"labels", "reference_id", b"reference_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -812,6 +893,7 @@ class RevokeKeysResponse(_message.Message):
     KEY_IDS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     PROPAGATION_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     """How many keys."""
     revision: _builtins.str
@@ -824,6 +906,10 @@ class RevokeKeysResponse(_message.Message):
     def propagation(self) -> _propagation_pb2.Propagation:
         """How far the change had reached. Unset with `dry_run`."""
 
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___MatchedKey]:
+        """With `dry_run`: the keys, as `key_ids`, and where each comes from. Empty otherwise."""
+
     def __init__(
         self,
         *,
@@ -831,14 +917,205 @@ class RevokeKeysResponse(_message.Message):
         key_ids: _abc.Iterable[_builtins.str] | None = ...,
         revision: _builtins.str = ...,
         propagation: _propagation_pb2.Propagation | None = ...,
+        keys: _abc.Iterable[Global___MatchedKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "key_ids", b"key_ids", "propagation", b"propagation", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "key_ids", b"key_ids", "keys", b"keys", "propagation", b"propagation", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeKeysResponse: _TypeAlias = RevokeKeysResponse  # noqa: Y015
+
+@_typing.final
+class MatchedKey(_message.Message):
+    """A key that would be revoked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    CREATED_BY_KEY_ID_FIELD_NUMBER: _builtins.int
+    CONNECT_LINK_ID_FIELD_NUMBER: _builtins.int
+    REFERENCE_ID_FIELD_NUMBER: _builtins.int
+    LAST_USE_TIME_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """Its id."""
+    kind: _key_pb2.KeyKind.ValueType
+    """What it is for."""
+    state: _key_pb2.KeyState.ValueType
+    """Where it stands: active, suspended or expired."""
+    display_name: _builtins.str
+    """Its name for people."""
+    created_by_key_id: _builtins.str
+    """The key that asked for it, or made the link that minted it; empty where none did."""
+    connect_link_id: _builtins.str
+    """Scoped keys only: the link that minted it."""
+    reference_id: _builtins.str
+    """Scoped keys only: the end user whose devices it reaches."""
+    @_builtins.property
+    def last_use_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last used, whatever came of that. Unset where that is not known, and for a key that never was."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        kind: _key_pb2.KeyKind.ValueType = ...,
+        state: _key_pb2.KeyState.ValueType = ...,
+        display_name: _builtins.str = ...,
+        created_by_key_id: _builtins.str = ...,
+        connect_link_id: _builtins.str = ...,
+        reference_id: _builtins.str = ...,
+        last_use_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_use_time", b"last_use_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect_link_id", b"connect_link_id", "created_by_key_id", b"created_by_key_id", "display_name", b"display_name", "key_id", b"key_id", "kind", b"kind", "last_use_time", b"last_use_time", "reference_id", b"reference_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MatchedKey: _TypeAlias = MatchedKey  # noqa: Y015
+
+@_typing.final
+class ReportExposedKeysRequest(_message.Message):
+    """Keys that were found where they must not be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RETURN_IMMEDIATELY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """See above. A repeat changes nothing and answers with what is known of each key by then."""
+    return_immediately: _builtins.bool
+    """Do not wait until every process has applied what was revoked or suspended."""
+    @_builtins.property
+    def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExposedKeyReport]:
+        """1 to 100, each about one key."""
+
+    def __init__(
+        self,
+        *,
+        reports: _abc.Iterable[Global___ExposedKeyReport] | None = ...,
+        request_id: _builtins.str = ...,
+        return_immediately: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reports", b"reports", "request_id", b"request_id", "return_immediately", b"return_immediately"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportExposedKeysRequest: _TypeAlias = ReportExposedKeysRequest  # noqa: Y015
+
+@_typing.final
+class ExposedKeyReport(_message.Message):
+    """A key, and where it was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    api_key: _builtins.str
+    """The key in full. Spaces around it are not minded. What it is is found out from the key itself."""
+    url: _builtins.str
+    """Where it was found; may be empty. It is kept in the event, so keys, link tokens and user info in it are left out,
+    control characters too, and what is longer than 2,000 characters is cut off: no report fails for its address.
+    """
+    source: _builtins.str
+    """Who found it: `github`, `gitleaks`, a person's team. May be empty. At most 100 characters of it are kept, in the
+    same way.
+    """
+    def __init__(
+        self,
+        *,
+        api_key: _builtins.str = ...,
+        url: _builtins.str = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "source", b"source", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExposedKeyReport: _TypeAlias = ExposedKeyReport  # noqa: Y015
+
+@_typing.final
+class ReportExposedKeysResponse(_message.Message):
+    """What became of the reports."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """The state of the store that holds it."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReportedKey]:
+        """In order of the reports."""
+
+    @_builtins.property
+    def propagation(self) -> _propagation_pb2.Propagation:
+        """How far the change had reached."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ReportedKey] | None = ...,
+        revision: _builtins.str = ...,
+        propagation: _propagation_pb2.Propagation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation", "results", b"results", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportExposedKeysResponse: _TypeAlias = ReportExposedKeysResponse  # noqa: Y015
+
+@_typing.final
+class ReportedKey(_message.Message):
+    """What became of one report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    outcome: Global___ExposureOutcome.ValueType
+    """What was done."""
+    key_id: _builtins.str
+    """The key's id; empty for UNKNOWN and NOT_VERIFIABLE."""
+    kind: _key_pb2.KeyKind.ValueType
+    """What the key is for; unspecified for a caller's key and where `key_id` is empty."""
+    workspace_id: _builtins.str
+    """The key's workspace; empty where `kind` is unspecified."""
+    state: _key_pb2.KeyState.ValueType
+    """Where the key stands now; unspecified where `kind` is."""
+    def __init__(
+        self,
+        *,
+        outcome: Global___ExposureOutcome.ValueType = ...,
+        key_id: _builtins.str = ...,
+        kind: _key_pb2.KeyKind.ValueType = ...,
+        workspace_id: _builtins.str = ...,
+        state: _key_pb2.KeyState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "kind", b"kind", "outcome", b"outcome", "state", b"state", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportedKey: _TypeAlias = ReportedKey  # noqa: Y015
 
 @_typing.final
 class LookupKeyRequest(_message.Message):

@@ -93,6 +93,11 @@ class KeyServiceStub:
                 request_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeysRequest.SerializeToString,
                 response_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeysResponse.FromString,
                 _registered_method=True)
+        self.ReportExposedKeys = channel.unary_unary(
+                '/texture.auth.v1.KeyService/ReportExposedKeys',
+                request_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.ReportExposedKeysRequest.SerializeToString,
+                response_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.ReportExposedKeysResponse.FromString,
+                _registered_method=True)
         self.LookupKey = channel.unary_unary(
                 '/texture.auth.v1.KeyService/LookupKey',
                 request_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.LookupKeyRequest.SerializeToString,
@@ -198,6 +203,20 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportExposedKeys(self, request, context):
+        """Takes note of keys that were found where they must not be, for secret scanners and people, and applies the policies
+        of their workspaces. Each report is answered by itself, and none spoils the others. What is no key, an unknown one
+        and one with a wrong secret are told alike, so nobody can end a key whose whole secret they do not have.
+
+        Reporting the same again changes nothing, whoever does it and whether or not a browser has given the key away: the
+        policy is applied once to a secret at a URL. A report of another URL is an event of its own, and applies SUSPEND
+        again to a key that was resumed; REVOKE is applied to whatever is not revoked yet. Errors: INVALID_ARGUMENT for no
+        report and for more than 100.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LookupKey(self, request, context):
         """Says which key this is. Errors: INVALID_ARGUMENT for what is not a customer's key; NOT_FOUND for an unknown id and
         for a wrong secret alike.
@@ -260,6 +279,11 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.RevokeKeys,
                     request_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeysRequest.FromString,
                     response_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeysResponse.SerializeToString,
+            ),
+            'ReportExposedKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportExposedKeys,
+                    request_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.ReportExposedKeysRequest.FromString,
+                    response_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.ReportExposedKeysResponse.SerializeToString,
             ),
             'LookupKey': grpc.unary_unary_rpc_method_handler(
                     servicer.LookupKey,
@@ -529,6 +553,33 @@ class KeyService:
             '/texture.auth.v1.KeyService/RevokeKeys',
             texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeysRequest.SerializeToString,
             texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportExposedKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/texture.auth.v1.KeyService/ReportExposedKeys',
+            texture_dot_auth_dot_v1_dot_key__service__pb2.ReportExposedKeysRequest.SerializeToString,
+            texture_dot_auth_dot_v1_dot_key__service__pb2.ReportExposedKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -85,6 +85,16 @@ class KeyServiceStub:
     count; NOT_FOUND for the workspace; PERMISSION_DENIED; FAILED_PRECONDITION when another number of keys matches, or
     more than 1,000.
     """
+    ReportExposedKeys: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ReportExposedKeysRequest, _key_service_pb2.ReportExposedKeysResponse]
+    """Takes note of keys that were found where they must not be, for secret scanners and people, and applies the policies
+    of their workspaces. Each report is answered by itself, and none spoils the others. What is no key, an unknown one
+    and one with a wrong secret are told alike, so nobody can end a key whose whole secret they do not have.
+
+    Reporting the same again changes nothing, whoever does it and whether or not a browser has given the key away: the
+    policy is applied once to a secret at a URL. A report of another URL is an event of its own, and applies SUSPEND
+    again to a key that was resumed; REVOKE is applied to whatever is not revoked yet. Errors: INVALID_ARGUMENT for no
+    report and for more than 100.
+    """
     LookupKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.LookupKeyRequest, _key_service_pb2.LookupKeyResponse]
     """Says which key this is. Errors: INVALID_ARGUMENT for what is not a customer's key; NOT_FOUND for an unknown id and
     for a wrong secret alike.
@@ -148,6 +158,16 @@ class KeyServiceAsyncStub(KeyServiceStub):
     Keys that are revoked already never match. Errors: INVALID_ARGUMENT, also for an empty filter and for a missing
     count; NOT_FOUND for the workspace; PERMISSION_DENIED; FAILED_PRECONDITION when another number of keys matches, or
     more than 1,000.
+    """
+    ReportExposedKeys: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ReportExposedKeysRequest, _key_service_pb2.ReportExposedKeysResponse]  # type: ignore[assignment]
+    """Takes note of keys that were found where they must not be, for secret scanners and people, and applies the policies
+    of their workspaces. Each report is answered by itself, and none spoils the others. What is no key, an unknown one
+    and one with a wrong secret are told alike, so nobody can end a key whose whole secret they do not have.
+
+    Reporting the same again changes nothing, whoever does it and whether or not a browser has given the key away: the
+    policy is applied once to a secret at a URL. A report of another URL is an event of its own, and applies SUSPEND
+    again to a key that was resumed; REVOKE is applied to whatever is not revoked yet. Errors: INVALID_ARGUMENT for no
+    report and for more than 100.
     """
     LookupKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.LookupKeyRequest, _key_service_pb2.LookupKeyResponse]  # type: ignore[assignment]
     """Says which key this is. Errors: INVALID_ARGUMENT for what is not a customer's key; NOT_FOUND for an unknown id and
@@ -263,6 +283,22 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         Keys that are revoked already never match. Errors: INVALID_ARGUMENT, also for an empty filter and for a missing
         count; NOT_FOUND for the workspace; PERMISSION_DENIED; FAILED_PRECONDITION when another number of keys matches, or
         more than 1,000.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportExposedKeys(
+        self,
+        request: _key_service_pb2.ReportExposedKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_service_pb2.ReportExposedKeysResponse, _abc.Awaitable[_key_service_pb2.ReportExposedKeysResponse]]:
+        """Takes note of keys that were found where they must not be, for secret scanners and people, and applies the policies
+        of their workspaces. Each report is answered by itself, and none spoils the others. What is no key, an unknown one
+        and one with a wrong secret are told alike, so nobody can end a key whose whole secret they do not have.
+
+        Reporting the same again changes nothing, whoever does it and whether or not a browser has given the key away: the
+        policy is applied once to a secret at a URL. A report of another URL is an event of its own, and applies SUSPEND
+        again to a key that was resumed; REVOKE is applied to whatever is not revoked yet. Errors: INVALID_ARGUMENT for no
+        report and for more than 100.
         """
 
     @_abc_1.abstractmethod

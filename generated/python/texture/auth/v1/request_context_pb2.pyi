@@ -40,7 +40,10 @@ class RequestContext(_message.Message):
     origin: _builtins.str
     """The `Origin` header."""
     sec_fetch_site: _builtins.str
-    """The `Sec-Fetch-Site` header. Only browsers send it: with a server key it means exposure."""
+    """The `Sec-Fetch-Site` header. Only browsers send it: with a server key it means exposure. A gateway of the customer's
+    that adds a server key to requests of browsers must leave out `Sec-Fetch-*`, `Origin` and the browser's `User-Agent`:
+    nobody can tell what it passes on from a browser that has the key.
+    """
     sec_fetch_mode: _builtins.str
     """The `Sec-Fetch-Mode` header. No signal by itself, since Node's own fetch sends it from backends."""
     sec_fetch_dest: _builtins.str
