@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from importlib.resources import files
 from typing import Any
 
 import click
@@ -13,10 +15,12 @@ from texture.auth.v1 import key_service_pb2 as pb
 from texture.auth.v1.key_pb2 import Key, KeyKind, KeyState
 from texture.auth.v1.key_service_pb2_grpc import KeyServiceStub
 
-from server.cli.client import Client, client_command, read_secret
+from server.cli.client import REFUSED, Client, client_command, fail, read_secret
+from server.cli.leaked import finds_in, is_redacted, read_text
 from server.cli.output import show, show_reply, show_rows
 from server.cli.paging import LIMIT, collect
 from server.cli.types import LABEL, LENGTH, TIME
+from server.domain.token import TokenKind, tokens_in
 
 OVERLAP = click.option(
     "--overlap", type=LENGTH, help="How long the old secret goes on working, such as 24h; not at all by default."
@@ -35,6 +39,19 @@ def _mutation(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option("--request-id", default="", help="Makes a retry safe.")(function)
     return click.option("--on-behalf-of", default="", help="The id of the customer's key that asked.")(function)
 
+
+MATCHED = (
+    "key_id",
+    "kind",
+    "state",
+    "display_name",
+    "created_by_key_id",
+    "connect_link_id",
+    "reference_id",
+    "last_use_time",
+)
+# How many reports one call carries.
+_REPORTS = 100
 
 REASON = click.option("--reason", default="", help="Why, for the event log.")
 
@@ -220,6 +237,13 @@ def revoke(client: Client, key_id: str, reason: str, on_behalf_of: str, request_
 @click.option("--created-by-key", default="", help="Keys that the key with this id asked for, or its links made.")
 @click.option("--created-from", type=TIME, help="Keys created then or later, such as 2030-01-31T12:00:00Z.")
 @click.option("--created-before", type=TIME)
+@click.option(
+    "--descends-from",
+    default="",
+    help="The key with this id, the keys it asked for, the scoped keys of its links, and so on.",
+)
+@click.option("--connect-link", default="", help="Scoped keys that the Connect link with this id minted.")
+@click.option("--device", default="", help="Scoped keys that reach the device with this id.")
 @click.option("--expected-count", type=int, help="The count of a run without this, which changes nothing.")
 @REASON
 @_mutation
@@ -232,6 +256,9 @@ def revoke_all(
     created_by_key: str,
     created_from: Timestamp | None,
     created_before: Timestamp | None,
+    descends_from: str,
+    connect_link: str,
+    device: str,
     expected_count: int | None,
     reason: str,
     on_behalf_of: str,
@@ -248,6 +275,9 @@ def revoke_all(
             created_by_key_id=created_by_key,
             created_from=created_from,
             created_before=created_before,
+            descends_from_key_id=descends_from,
+            connect_link_id=connect_link,
+            device_id=device,
         ),
         dry_run=expected_count is None,
         expected_count=expected_count,
@@ -256,7 +286,10 @@ def revoke_all(
         request_id=request_id,
     )
     reply = client.call(KeyServiceStub(client.channel).RevokeKeys, request)
-    show(reply, as_json, leave_out=("revision",))
+    if request.dry_run and not as_json and reply.count:
+        show_rows("keys", reply.keys, MATCHED, more=False, as_json=False)
+    else:
+        show(reply, as_json, leave_out=("revision",))
     if not reply.count:
         click.echo("no key matches", err=True)
     elif request.dry_run:
@@ -314,3 +347,54 @@ def events(client: Client, key_id: str, limit: int, as_json: bool) -> None:
     rows, more = collect(client, KeyServiceStub(client.channel).ListKeyEvents, request, "events", limit)
     columns = ("event_id", "event_time", "type", "caller_id", "on_behalf_of_key_id", "reason")
     show_rows("events", rows, columns, more, as_json)
+
+
+@client_command(keys, "report-exposed")
+@click.option("--url", default="", help="Where they were found.")
+@click.option("--source", default="", help="Who found them, such as the name of a scanner.")
+def report_exposed(client: Client, url: str, source: str, as_json: bool) -> None:
+    """Report keys that were found where they must not be; they are found in whatever standard input holds.
+
+    That may be a key on a line of its own, a log, or a report of gitleaks. Server keys are dealt with as their
+    workspaces want it: revoked, by default.
+    """
+    found = [token for token in tokens_in(read_text()) if token.kind is not TokenKind.LINK]
+    if not found:
+        fail("there is no key in standard input: nothing there has the form and the checksum of one", REFUSED)
+    results: list[pb.ReportedKey] = []
+    for start in range(0, len(found), _REPORTS):
+        request = pb.ReportExposedKeysRequest(
+            reports=[
+                pb.ExposedKeyReport(api_key=token.text, url=url, source=source)
+                for token in found[start : start + _REPORTS]
+            ]
+        )
+        results += client.call(KeyServiceStub(client.channel).ReportExposedKeys, request).results
+    show_rows("results", results, ("outcome", "key_id", "kind", "workspace_id", "state"), more=False, as_json=as_json)
+
+
+@keys.command("verify-format")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+def verify_format(as_json: bool) -> None:
+    """Say which of what a scanner found are keys: those whose checksum is right. Nobody is asked.
+
+    Reads a JSON report of gitleaks, or any text, from standard input; says the ids of the keys and where they stand,
+    never the keys. Exit code 0 for none, 1 for some.
+    """
+    text = read_text()
+    if is_redacted(text):
+        fail("the report is redacted, so nothing can be said of it: make it without --redact", REFUSED)
+    finds = [find.shown() for find in finds_in(text)]
+    if as_json:
+        click.echo(json.dumps({"keys": finds}, indent=2))
+    else:
+        for find in finds:
+            click.echo("{kind} key {key_id} in {place}, line {line}".format(place=find["file"] or "the input", **find))
+    if finds:
+        fail(f"{len(finds)} found whose checksum is right", REFUSED)
+
+
+@keys.command("gitleaks-rule")
+def gitleaks_rule() -> None:
+    """Print the rules by which gitleaks finds keys."""
+    click.echo(files("server.cli").joinpath("gitleaks.toml").read_text("utf-8"), nl=False)
