@@ -178,7 +178,7 @@ class Evaluation:
         """Check that a secret key does not come from a browser; a leak whatever the rest would say."""
         if self.known.kind is KeyKind.SERVER:
             self.weight = assess(self.question.context)
-        return Reason.KEY_EXPOSED if self.weight is Exposure.CERTAIN else None
+        return Reason.KEY_EXPOSED if self.weight >= Exposure.UNCLEAR else None
 
     def liveness(self) -> Reason | None:
         """Check that the key, and this secret of it, are in force."""

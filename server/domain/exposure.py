@@ -1,13 +1,19 @@
 """Signs that a request came from a browser or an app, where a server key must never be.
 
-`Sec-Fetch-*` are headers that scripts cannot set (they are forbidden request-header names of the Fetch standard),
-so `Sec-Fetch-Site` alone is proof of a browser. `Sec-Fetch-Mode` is no sign at all: Node's own `fetch` sends it from
+`Sec-Fetch-*` are headers that scripts cannot set (they are forbidden request-header names of the Fetch standard), so
+`Sec-Fetch-Site` alone is proof of a browser. `Sec-Fetch-Mode` is no sign at all: Node's own `fetch` sends it from
 backends, beside whatever `Origin` the program sets. `Origin` may be set by any HTTP library, so it counts only beside
 another sign.
 
+A browser is not yet a leak: a proxy may have added the key to what a browser sent, which is how many keep theirs out
+of browsers, and most proxies pass on all headers. It was one where the browser called a page's own site, since no
+customer's pages are on ours, and where it could not have sent the key, which is in a header of its own: a navigation,
+an image, a form and a WebSocket have no such headers. Then the request is denied, and somebody told, but the key is
+left alive.
+
 What this cannot see: an app that uses its system's HTTP library and no web view (iOS and Android send no sign but a
 user agent, which an app may change); a browser behind a proxy that takes all signs out. And what it cannot tell apart:
-a browser that has the key, and a proxy that adds the key to what a browser sent.
+a page that calls another site with the key, and one that calls a proxy on another site, which adds it.
 """
 
 from __future__ import annotations
@@ -37,11 +43,16 @@ class Exposure(IntEnum):
     NONE = 0
     # Anybody can fake it: worth telling people, never worth acting on.
     SUSPECTED = 1
+    # A browser is in it, but the key may have been added by a proxy: denied and told.
+    UNCLEAR = 2
     # The key is treated as leaked.
-    CERTAIN = 2
+    CERTAIN = 3
 
 
-_SITES = frozenset({"cross-site", "same-origin", "same-site", "none"})
+_OWN_SITES = frozenset({"same-origin", "same-site"})
+_SITES = frozenset({"cross-site", "none"}) | _OWN_SITES
+# Modes of requests that a browser lets have no headers of their own.
+_BARE_MODES = frozenset({"navigate", "no-cors", "websocket"})
 # Every browser's user agent begins so; the second half keeps out libraries that only say "Mozilla/5.0".
 _BROWSER = re.compile(r"Mozilla/5\.0 \(.*(?:AppleWebKit|Gecko)/", re.DOTALL)
 # Libraries for tests and servers that pretend to be a browser, `Origin` included, inside of Node.
@@ -53,22 +64,30 @@ _DEVICE = re.compile(r"CFNetwork/\S+ Darwin/|Dalvik/\S+ \(Linux;.* Android ", re
 def assess(context: Context) -> Exposure:
     """Weigh the signs in a context.
 
-    | sign                                                            | weight    |
-    |-----------------------------------------------------------------|-----------|
-    | Sec-Fetch-Site with one of its four values                      | CERTAIN   |
-    | Origin with Sec-Fetch-Dest, Sec-Fetch-User or a browser's agent | CERTAIN   |
-    | the user agent of a browser, an iPhone or an Android alone      | SUSPECTED |
-    | Origin alone; Sec-Fetch-Dest or Sec-Fetch-User alone; nothing   | NONE      |
+    | sign                                                                             | weight    |
+    |----------------------------------------------------------------------------------|-----------|
+    | Sec-Fetch-Site: cross-site or none                                               | CERTAIN   |
+    | the same with Sec-Fetch-Mode: navigate, no-cors or websocket                     | UNCLEAR   |
+    | Sec-Fetch-Site: same-origin or same-site                                         | UNCLEAR   |
+    | else, Origin with Sec-Fetch-Dest, Sec-Fetch-User: ?1 or a browser's user agent   | CERTAIN   |
+    | else, the user agent of a browser, of CFNetwork (Apple) or Dalvik (Android)      | SUSPECTED |
+    | else: Origin alone; Sec-Fetch-Mode, -Dest or -User alone; nothing                | NONE      |
     """
-    # A proxy may join two headers into one, and change their case.
-    if any(word.strip().lower() in _SITES for word in context.sec_fetch_site.split(",")):
-        return Exposure.CERTAIN
+    sites = _SITES.intersection(_words(context.sec_fetch_site))
+    if sites:
+        bare = not _BARE_MODES.isdisjoint(_words(context.sec_fetch_mode))
+        return Exposure.UNCLEAR if bare or sites <= _OWN_SITES else Exposure.CERTAIN
     browser_agent = bool(context.user_agent) and _is_browser(context.user_agent)
     other_sign = context.sec_fetch_dest != "" or context.sec_fetch_user == "?1" or browser_agent
     if context.origin and other_sign:
         return Exposure.CERTAIN
     suspected = browser_agent or (bool(context.user_agent) and _DEVICE.search(context.user_agent) is not None)
     return Exposure.SUSPECTED if suspected else Exposure.NONE
+
+
+def _words(header: str) -> list[str]:
+    """Return the words of a header: a proxy may join two headers into one, and change their case."""
+    return [word.strip().lower() for word in header.split(",")] if header else []
 
 
 def _is_browser(user_agent: str) -> bool:

@@ -46,7 +46,9 @@ OUTCOMES = {
     Reason.KEY_MALFORMED: Outcome(401, "UNAUTHENTICATED", "What was presented is not a key."),
     Reason.KEY_UNKNOWN: Outcome(401, "UNAUTHENTICATED", "There is no such key."),
     Reason.KEY_EXPOSED: Outcome(
-        403, "PERMISSION_DENIED", "A secret key arrived from a browser or an app, so it has leaked."
+        403,
+        "PERMISSION_DENIED",
+        "A secret key arrived with what browsers and apps send: it has leaked, or a proxy adds it.",
     ),
     Reason.KEY_REVOKED: Outcome(401, "UNAUTHENTICATED", "The key was revoked."),
     Reason.KEY_SUSPENDED: Outcome(401, "UNAUTHENTICATED", "The key is suspended."),

@@ -43,8 +43,14 @@ STOP_SECONDS = 5.0
 MOST_SETTLED = 10_000
 # A mere suspicion is told so often at most.
 SUSPICION_PERIOD = timedelta(days=1)
-# Where a secret is "found" of which there is a mere suspicion. No place of a report is written so.
-_SUSPECTED = "suspected"
+# Where a secret is "found" of which there is a mere suspicion, and in which words that is told. No place of a report
+# is written so.
+_PLACES = {Exposure.SUSPECTED: "suspected", Exposure.UNCLEAR: "unclear"}
+_WORDS = {
+    Exposure.SUSPECTED: "a user agent of a browser or an app, and no other sign",
+    Exposure.UNCLEAR: "came with what a browser sends to a page's own site, or where it cannot send a key: denied; a "
+    "proxy that adds the key must leave out Sec-Fetch-*, Origin and the browser's User-Agent",
+}
 
 _log = structlog.get_logger("texture_auth.exposures")
 
@@ -52,16 +58,18 @@ _IN_BROWSER = Sighting(source=BROWSER)
 
 # A secret: the id of its key, and its number.
 _Secret = tuple[str, int]
+# A secret of a key by its number, and how sure it is: less than certain.
+_Suspicion = tuple[int, Exposure]
 
 
 @dataclass(eq=False, slots=True)
 class _Pending:
-    """A key that is to be dealt with: the secrets of it that were seen, how surely, and who asked about it first."""
+    """A key that is to be dealt with: which secrets of it were seen, how surely, and who asked about it first."""
 
     key_id: str
     caller_id: str
     certain: set[int] = field(default_factory=set)
-    suspected: set[int] = field(default_factory=set)
+    suspected: set[_Suspicion] = field(default_factory=set)
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -89,7 +97,7 @@ class ExposureService:
         self._thread: threading.Thread | None = None
         # Secrets of revoked keys, all about which is written down; and until when a suspicion need not be told again.
         self._settled: dict[_Secret, None] = {}
-        self._told: dict[_Secret, datetime] = {}
+        self._told: dict[tuple[str, _Suspicion], datetime] = {}
 
     def contain(self, decisions: Iterable[Decision], caller_id: str) -> None:
         """See that the keys which decisions found exposed are dealt with, each once.
@@ -104,7 +112,7 @@ class ExposureService:
                 continue
             if decision.reason is not Reason.KEY_EXPOSED and not decision.allowed:
                 continue
-            pending = self._take_note(decision, decision.key, decision.generation.number, caller_id)
+            pending = self._take_note(decision.key, decision.generation.number, decision.exposure, caller_id)
             if pending is not None and decision.key.state is KeyState.ACTIVE and pending.certain:
                 waited_for.append(pending)
         if waited_for:
@@ -124,10 +132,9 @@ class ExposureService:
         if thread is not None:
             thread.join(STOP_SECONDS)
 
-    def _take_note(self, decision: Decision, key: Key, number: int, caller_id: str) -> _Pending | None:
+    def _take_note(self, key: Key, number: int, exposure: Exposure, caller_id: str) -> _Pending | None:
         """Have a key dealt with, and return what is pending of it; None where nothing is to be done."""
-        certain = decision.reason is Reason.KEY_EXPOSED
-        if not self._is_news((key.key_id, number), key.state, certain=certain):
+        if not self._is_news(key, number, exposure):
             return None
         with self._news:
             pending = self._pending.get(key.key_id)
@@ -136,19 +143,22 @@ class ExposureService:
                     return None
                 pending = self._pending[key.key_id] = _Pending(key.key_id, caller_id)
                 self._news.notify_all()
-            (pending.certain if certain else pending.suspected).add(number)
+            if exposure is Exposure.CERTAIN:
+                pending.certain.add(number)
+            else:
+                pending.suspected.add((number, exposure))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="exposures", daemon=True)
                 self._thread.start()
         return pending
 
-    def _is_news(self, secret: _Secret, state: KeyState, *, certain: bool) -> bool:
+    def _is_news(self, key: Key, number: int, exposure: Exposure) -> bool:
         """Tell whether there may be anything to do about a secret, so that the store is to be asked."""
-        if certain:
+        if exposure is Exposure.CERTAIN:
             # Nothing leaves that state but by the loss of history, and then the key is not in it.
-            return state is not KeyState.REVOKED or secret not in self._settled
-        until = self._told.get(secret)
-        return until is None or self._resources.clock() >= until
+            return key.state is not KeyState.REVOKED or (key.key_id, number) not in self._settled
+        until = self._told.get((key.key_id, (number, exposure)))
+        return key.state is KeyState.ACTIVE and (until is None or self._resources.clock() >= until)
 
     def _await(self, waited_for: Sequence[_Pending]) -> None:
         """Wait until all of them have been tried, unless too many calls do that already."""
@@ -234,12 +244,12 @@ class ExposureService:
         for pending in portion:
             if states.get(pending.key_id) is KeyState.REVOKED:
                 self._settled.update(dict.fromkeys((pending.key_id, number) for number in pending.certain))
-            self._told.update(dict.fromkeys(((pending.key_id, number) for number in pending.suspected), until))
+            self._told.update(dict.fromkeys(((pending.key_id, one) for one in pending.suspected), until))
 
 
 def _deeds(reader: Reader, keys: Mapping[str, Key], portion: Sequence[_Pending], now: datetime) -> list[_Deed]:
     """Return what is to be done about keys as they are in a snapshot."""
-    told = reader.exposures([pending.key_id for pending in portion if pending.suspected], [_SUSPECTED])
+    told = reader.exposures([pending.key_id for pending in portion if pending.suspected], list(_PLACES.values()))
     deeds = []
     for pending in portion:
         before = keys.get(pending.key_id)
@@ -262,15 +272,17 @@ def _deed(
             return None
         origin = Origin(caller_id=pending.caller_id, reason=SEEN)
         return _Deed(after, describe_exposure(origin, before, after, _IN_BROWSER, now), changed=True)
-    suspected = [one for one in live if one.number in pending.suspected]
-    if not suspected or before.state_at(now) is not KeyState.ACTIVE:
+    if before.state_at(now) is not KeyState.ACTIVE:
         return None
-    place = Exposed(before.key_id, suspected[-1].number, _SUSPECTED)
-    if place in told and now < told[place] + SUSPICION_PERIOD:
-        return None
-    origin = Origin(caller_id=pending.caller_id, reason="a user agent of a browser or an app, and no other sign")
-    event = describe(EventType.KEY_EXPOSURE_SUSPECTED, origin, before, before, now)
-    return _Deed(before, event, changed=False, suspected=place)
+    numbers = {one.number for one in live}
+    # The surest first, of the newest secret.
+    for number, exposure in sorted(pending.suspected, key=lambda one: (one[1], one[0]), reverse=True):
+        place = Exposed(before.key_id, number, _PLACES[exposure])
+        if number in numbers and not (place in told and now < told[place] + SUSPICION_PERIOD):
+            origin = Origin(caller_id=pending.caller_id, reason=_WORDS[exposure])
+            event = describe(EventType.KEY_EXPOSURE_SUSPECTED, origin, before, before, now)
+            return _Deed(before, event, changed=False, suspected=place)
+    return None
 
 
 def _write_down(writer: Writer, deeds: Sequence[_Deed], now: datetime) -> None:

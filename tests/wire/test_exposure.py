@@ -433,3 +433,40 @@ class TestSuspicion:
 
         assert event_types(grid, made.key.key_id)[1:] == ["key.exposure_suspected", "key.exposed"]
         assert reason_for(grid, made.api_key) == "KEY_REVOKED"
+
+
+UNCLEAR = {
+    "a page's own site": {"sec_fetch_site": "same-origin", "sec_fetch_mode": "cors", "user_agent": BROWSER_AGENT},
+    "another host of its site": {"sec_fetch_site": "same-site", "origin": "https://shop.example"},
+    "a navigation": {"sec_fetch_site": "none", "sec_fetch_mode": "navigate"},
+    "an image of another site": {"sec_fetch_site": "cross-site", "sec_fetch_mode": "no-cors"},
+}
+
+
+@pytest.mark.parametrize("what", UNCLEAR)
+def test_a_key_that_a_proxy_adds_to_what_a_browser_sent_is_denied_told_of_once_and_left_alive(
+    grid: Service, what: str
+) -> None:
+    made = make_key(grid)
+    for _ in range(3):
+        assert reason_for(grid, made.api_key, **UNCLEAR[what]) == "KEY_EXPOSED"
+        dealt_with(grid)
+
+    _, event = events_of(grid, made.key.key_id)
+    assert event.type == "key.exposure_suspected"
+    assert "proxy" in event.reason
+    assert get_key(grid, made.key.key_id) == made.key
+    assert reason_for(grid, made.api_key) == "PERMITTED"
+    assert reason_for(grid, made.api_key, sec_fetch_site="cross-site") == "KEY_EXPOSED"
+    dealt_with(grid)
+    assert reason_for(grid, made.api_key) == "KEY_REVOKED"
+
+
+def test_a_suspicion_of_a_user_agent_does_not_keep_that_of_a_proxy_from_being_told(grid: Service) -> None:
+    made = make_key(grid)
+    for context in ({"user_agent": BROWSER_AGENT}, {"sec_fetch_site": "same-origin"}, {"user_agent": BROWSER_AGENT}):
+        reason_for(grid, made.api_key, **context)
+        dealt_with(grid)
+
+    first, second = events_of(grid, made.key.key_id)[1:]
+    assert ("user agent" in first.reason, "proxy" in second.reason) == (True, True)

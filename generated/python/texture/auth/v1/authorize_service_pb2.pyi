@@ -65,7 +65,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """There is no such key. The same for an unknown id and for a wrong secret. HTTP 401."""
     REASON_KEY_EXPOSED: _Reason.ValueType  # 5
     """A server key arrived from a browser or an app, so it has leaked; its workspace's policy is applied to it, unless this
-    secret of it has been replaced. HTTP 403.
+    secret of it has been replaced. Or it arrived with what a browser sends where a proxy must have added the key: then it
+    is left as it is. RequestContext says which is which. HTTP 403.
     """
     REASON_KEY_REVOKED: _Reason.ValueType  # 6
     """The key was revoked. HTTP 401."""
@@ -101,7 +102,8 @@ REASON_KEY_UNKNOWN: Reason.ValueType  # 4
 """There is no such key. The same for an unknown id and for a wrong secret. HTTP 401."""
 REASON_KEY_EXPOSED: Reason.ValueType  # 5
 """A server key arrived from a browser or an app, so it has leaked; its workspace's policy is applied to it, unless this
-secret of it has been replaced. HTTP 403.
+secret of it has been replaced. Or it arrived with what a browser sends where a proxy must have added the key: then it
+is left as it is. RequestContext says which is which. HTTP 403.
 """
 REASON_KEY_REVOKED: Reason.ValueType  # 6
 """The key was revoked. HTTP 401."""

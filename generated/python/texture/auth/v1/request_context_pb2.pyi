@@ -40,12 +40,16 @@ class RequestContext(_message.Message):
     origin: _builtins.str
     """The `Origin` header."""
     sec_fetch_site: _builtins.str
-    """The `Sec-Fetch-Site` header. Only browsers send it: with a server key it means exposure. A gateway of the customer's
-    that adds a server key to requests of browsers must leave out `Sec-Fetch-*`, `Origin` and the browser's `User-Agent`:
-    nobody can tell what it passes on from a browser that has the key.
+    """The `Sec-Fetch-Site` header. Only browsers send it: with a server key it means exposure. `cross-site` and `none` are
+    proof that the key has leaked; `same-origin` and `same-site` mean that a browser called a page's own site, which added
+    the key and passed the browser's headers on: the answer is KEY_EXPOSED, too, but the key is left as it is, and an event
+    `key.exposure_suspected` tells of it. Whoever adds a server key to requests of browsers must leave out `Sec-Fetch-*`,
+    `Origin` and the browser's `User-Agent`.
     """
     sec_fetch_mode: _builtins.str
-    """The `Sec-Fetch-Mode` header. No signal by itself, since Node's own fetch sends it from backends."""
+    """The `Sec-Fetch-Mode` header. No signal by itself, since Node's own fetch sends it from backends. Beside Sec-Fetch-Site,
+    `navigate`, `no-cors` and `websocket` are of requests that carry no key of the browser's: as for `same-origin` there.
+    """
     sec_fetch_dest: _builtins.str
     """The `Sec-Fetch-Dest` header."""
     sec_fetch_user: _builtins.str
