@@ -53,6 +53,8 @@ class ErrorReason(Enum):
     CALLER_CERTIFICATE_UNKNOWN = auto()
     CERTIFICATE_NAME_TAKEN = auto()
     OUTCOME_UNKNOWN = auto()
+    WEBHOOK_ENDPOINT_NOT_FOUND = auto()
+    WEBHOOK_ENDPOINTS_TOO_MANY = auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,19 @@ from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeAlias
 
-from server.domain.model import Caller, ConnectLink, Device, Generation, Key, Workspace
+from server.domain.model import (
+    Caller,
+    ConnectLink,
+    Device,
+    Generation,
+    Key,
+    WebhookEndpoint,
+    WebhookSecret,
+    Workspace,
+)
 
 Json: TypeAlias = "str | int | bool | list[Json] | dict[str, Json] | None"
-Entity = Workspace | Key | Device | ConnectLink | Caller
+Entity = Workspace | Key | Device | ConnectLink | Caller | WebhookEndpoint
 
 
 class EventType(Enum):
@@ -41,6 +50,11 @@ class EventType(Enum):
     CALLER_REVOKED = "caller.revoked"
     CALLER_EXPOSED = "caller.exposed"
     END_USER_ERASED = "end_user.erased"
+    WEBHOOK_ENDPOINT_CREATED = "webhook_endpoint.created"
+    WEBHOOK_ENDPOINT_UPDATED = "webhook_endpoint.updated"
+    WEBHOOK_ENDPOINT_SECRET_ROTATED = "webhook_endpoint.secret_rotated"  # noqa: S105 - a name
+    WEBHOOK_ENDPOINT_DISABLED = "webhook_endpoint.disabled"
+    WEBHOOK_ENDPOINT_DELETED = "webhook_endpoint.deleted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +99,7 @@ def describe(
     )
 
 
-def snapshot(entity: Entity | Generation) -> dict[str, Json]:
+def snapshot(entity: Entity | Generation | WebhookSecret) -> dict[str, Json]:
     """Return what an entity holds as JSON, without the fields that are marked secret."""
     return {
         part.name: _to_json(getattr(entity, part.name)) for part in fields(entity) if not part.metadata.get("secret")
@@ -102,6 +116,8 @@ def _identity(entity: Entity) -> str:
             return entity.device_id
         case ConnectLink():
             return entity.connect_link_id
+        case WebhookEndpoint():
+            return entity.webhook_endpoint_id
         case _:
             return entity.caller_id
 
@@ -124,7 +140,7 @@ def _to_json(value: object) -> Json:
             return _length(value)
         case IPv4Network() | IPv6Network():
             return str(value)
-        case Generation():
+        case Generation() | WebhookSecret():
             return snapshot(value)
         case frozenset():
             return sorted((_to_json(item) for item in value), key=str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
 
 from server.domain.kinds import Environment, ExposurePolicy, KeyKind, Permission, Role
@@ -136,3 +137,80 @@ class Caller:
     update_time: datetime
     revoke_time: datetime | None = None
     revoke_reason: str = ""
+
+
+class WebhookEndpointState(Enum):
+    """Whether anything is sent to an endpoint."""
+
+    ACTIVE = "active"
+    DISABLED = "disabled"
+
+
+class WebhookDisableReason(Enum):
+    """Why nothing is sent to an endpoint any more. See `webhook.proto`."""
+
+    REQUESTED = "requested"
+    GONE = "gone"
+    FAILING = "failing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookSecret:
+    """One signing secret of an endpoint, encrypted under a pepper. It signs while it is not retired."""
+
+    number: int
+    pepper_id: str
+    sealed: bytes = field(repr=False, metadata=SECRET)
+    create_time: datetime
+    retire_time: datetime | None = None
+
+    def retired(self, now: datetime) -> bool:
+        """Tell whether its overlap is over: it is from `retire_time` on."""
+        return self.retire_time is not None and now >= self.retire_time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookEndpoint:
+    """Where a workspace is told of its events. What each field means is documented in `webhook.proto`."""
+
+    webhook_endpoint_id: str
+    workspace_id: str
+    url: str
+    description: str = ""
+    event_types: frozenset[str] = frozenset()
+    state: WebhookEndpointState = WebhookEndpointState.ACTIVE
+    disable_reason: WebhookDisableReason | None = None
+    secrets: tuple[WebhookSecret, ...]
+    create_time: datetime
+    update_time: datetime
+
+
+class WebhookDeliveryState(Enum):
+    """Where a delivery stands. See `webhook.proto`."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookDelivery:
+    """One message to one endpoint, and what became of it. What each field means is documented in `webhook.proto`.
+
+    `retries` counts the failures since it was made or replayed last, and `give_up_time` is when that ends. A delivery
+    without an event is a test.
+    """
+
+    webhook_delivery_id: str
+    webhook_endpoint_id: str
+    event_id: int | None
+    event_type: str
+    state: WebhookDeliveryState = WebhookDeliveryState.PENDING
+    attempts: int = 0
+    retries: int = 0
+    next_attempt_time: datetime | None
+    give_up_time: datetime
+    last_attempt_time: datetime | None = None
+    last_http_status_code: int | None = None
+    last_error: str = ""
+    create_time: datetime

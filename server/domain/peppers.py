@@ -91,6 +91,15 @@ class Peppers:
         self.require(pepper_id)
         return hmac.compare_digest(self._digest(pepper_id, text), digest)
 
+    def derive(self, purpose: str, pepper_id: str) -> bytes:
+        """Return a key (32 bytes) that only holders of a pepper can make, apart for each purpose: HKDF-SHA256.
+
+        Raises Refusal (PEPPER_UNAVAILABLE) where the pepper is not here.
+        """
+        self.require(pepper_id)
+        extracted = hmac.digest(bytes(32), self._by_id[pepper_id], "sha256")
+        return hmac.digest(extracted, purpose.encode("ascii") + b"\x01", "sha256")
+
     def sign(self, purpose: str, message: bytes) -> bytes:
         """Return a tag (16 bytes) that only holders of the signing pepper can make, apart for each purpose."""
         return _tag(self._by_id[self.signing_id], purpose, message)

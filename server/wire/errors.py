@@ -65,6 +65,8 @@ CODES = {
     ErrorReason.CALLER_CERTIFICATE_UNKNOWN: grpc.StatusCode.UNAUTHENTICATED,
     ErrorReason.CERTIFICATE_NAME_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
     ErrorReason.OUTCOME_UNKNOWN: grpc.StatusCode.UNAVAILABLE,
+    ErrorReason.WEBHOOK_ENDPOINT_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    ErrorReason.WEBHOOK_ENDPOINTS_TOO_MANY: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 

@@ -11,6 +11,7 @@ from texture.auth.v1 import (
     connect_link_pb2,
     error_pb2,
     key_pb2,
+    webhook_pb2,
     workspace_pb2,
 )
 
@@ -20,7 +21,7 @@ from server.domain.events import EventType
 from server.domain.explanation import StepResult
 from server.domain.kinds import Environment, ExposurePolicy, KeyKind, Permission, Role
 from server.domain.links import ConnectLinkState
-from server.domain.model import KeyState
+from server.domain.model import KeyState, WebhookDeliveryState, WebhookDisableReason, WebhookEndpointState
 from server.domain.reasons import Reason
 
 PROTOS = Path(__file__).parents[2] / "protos" / "texture" / "auth" / "v1"
@@ -37,6 +38,24 @@ PROTOS = Path(__file__).parents[2] / "protos" / "texture" / "auth" / "v1"
         pytest.param(Role, caller_pb2.Role.keys(), "ROLE_", id="Role"),
         pytest.param(Environment, workspace_pb2.Environment.keys(), "ENVIRONMENT_", id="Environment"),
         pytest.param(ExposurePolicy, workspace_pb2.ExposurePolicy.keys(), "EXPOSURE_POLICY_", id="ExposurePolicy"),
+        pytest.param(
+            WebhookEndpointState,
+            webhook_pb2.WebhookEndpointState.keys(),
+            "WEBHOOK_ENDPOINT_STATE_",
+            id="WebhookEndpointState",
+        ),
+        pytest.param(
+            WebhookDisableReason,
+            webhook_pb2.WebhookDisableReason.keys(),
+            "WEBHOOK_DISABLE_REASON_",
+            id="WebhookDisableReason",
+        ),
+        pytest.param(
+            WebhookDeliveryState,
+            webhook_pb2.WebhookDeliveryState.keys(),
+            "WEBHOOK_DELIVERY_STATE_",
+            id="WebhookDeliveryState",
+        ),
         pytest.param(
             ConnectLinkState, connect_link_pb2.ConnectLinkState.keys(), "CONNECT_LINK_STATE_", id="ConnectLinkState"
         ),

@@ -68,7 +68,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: there is no such caller."""
     ERROR_REASON_REQUEST_REPEATED: _ErrorReason.ValueType  # 21
     """ALREADY_EXISTS: this `request_id` has been carried out, and the secret it handed out cannot be shown again;
-    metadata names what it made (`key_id`, `connect_link_id` or `caller_id`).
+    metadata names what it made (`key_id`, `connect_link_id`, `caller_id` or
+    `webhook_endpoint_id`).
     """
     ERROR_REASON_WORKSPACE_EXISTS: _ErrorReason.ValueType  # 22
     """ALREADY_EXISTS: the workspace id is taken."""
@@ -122,6 +123,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the database's answer to the commit was lost, so the change may have been made or not. Retry with the
     same `request_id`, which finds out and makes it once.
     """
+    ERROR_REASON_WEBHOOK_ENDPOINT_NOT_FOUND: _ErrorReason.ValueType  # 50
+    """NOT_FOUND: there is no such webhook endpoint."""
+    ERROR_REASON_WEBHOOK_ENDPOINTS_TOO_MANY: _ErrorReason.ValueType  # 51
+    """FAILED_PRECONDITION: the workspace has as many webhook endpoints as it may; metadata `maximum`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The stable reasons of this service's errors. Every error but gRPC's own (UNIMPLEMENTED for an unknown method,
@@ -180,7 +185,8 @@ ERROR_REASON_CALLER_NOT_FOUND: ErrorReason.ValueType  # 20
 """NOT_FOUND: there is no such caller."""
 ERROR_REASON_REQUEST_REPEATED: ErrorReason.ValueType  # 21
 """ALREADY_EXISTS: this `request_id` has been carried out, and the secret it handed out cannot be shown again;
-metadata names what it made (`key_id`, `connect_link_id` or `caller_id`).
+metadata names what it made (`key_id`, `connect_link_id`, `caller_id` or
+`webhook_endpoint_id`).
 """
 ERROR_REASON_WORKSPACE_EXISTS: ErrorReason.ValueType  # 22
 """ALREADY_EXISTS: the workspace id is taken."""
@@ -234,4 +240,8 @@ ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 44
 """UNAVAILABLE: the database's answer to the commit was lost, so the change may have been made or not. Retry with the
 same `request_id`, which finds out and makes it once.
 """
+ERROR_REASON_WEBHOOK_ENDPOINT_NOT_FOUND: ErrorReason.ValueType  # 50
+"""NOT_FOUND: there is no such webhook endpoint."""
+ERROR_REASON_WEBHOOK_ENDPOINTS_TOO_MANY: ErrorReason.ValueType  # 51
+"""FAILED_PRECONDITION: the workspace has as many webhook endpoints as it may; metadata `maximum`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
