@@ -289,7 +289,8 @@ def _use(pepper_id: str, usage: PepperUsage, *, signs: bool) -> str:
 
 
 def _count(usage: PepperUsage) -> str:
-    return f"secrets of keys: {usage.keys}, of callers: {usage.callers}; open Connect links: {usage.links}"
+    of_webhooks = f"; of webhooks: {usage.webhooks}" if usage.webhooks else ""
+    return f"secrets of keys: {usage.keys}, of callers: {usage.callers}; open Connect links: {usage.links}{of_webhooks}"
 
 
 def _tls(settings: Settings, now: datetime) -> Iterator[Finding]:

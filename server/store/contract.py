@@ -18,7 +18,17 @@ from typing import Generic, Protocol, TypeVar
 from server.domain.end_users import EndUser
 from server.domain.events import Event, EventType
 from server.domain.kinds import KeyKind
-from server.domain.model import Caller, ConnectLink, Device, Key, KeyState, Workspace
+from server.domain.model import (
+    Caller,
+    ConnectLink,
+    Device,
+    Key,
+    KeyState,
+    WebhookDelivery,
+    WebhookDeliveryState,
+    WebhookEndpoint,
+    Workspace,
+)
 from server.domain.revision import Revision
 
 T = TypeVar("T")
@@ -149,6 +159,7 @@ class PepperUsage:
     links: int = 0
     some_key_ids: tuple[str, ...] = ()
     some_caller_ids: tuple[str, ...] = ()
+    webhooks: int = 0
 
 
 # The kinds of entity that the change log names and decisions depend on. Keys are named by their public ids, and callers
@@ -174,6 +185,29 @@ class EventFilter:
 
     workspace_id: str | None = None
     types: frozenset[EventType] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookStanding:
+    """How far an active endpoint has come.
+
+    It is `behind` where there are events that no deliveries were made of. `next_attempt_time` is that of the delivery
+    that is due first, None where none is pending.
+    """
+
+    webhook_endpoint_id: str
+    behind: bool
+    next_attempt_time: datetime | None
+    failing_since: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookReplay:
+    """Which deliveries of an endpoint to try again: those of some ids, or those that failed, created since a time."""
+
+    webhook_endpoint_id: str
+    webhook_delivery_ids: Collection[str] = ()
+    failed_since: datetime | None = None
 
 
 class News(Flag):
@@ -287,8 +321,26 @@ class Reader(Protocol):
         """Return what is in force under each pepper, by the pepper's id; one that nothing needs is not in it.
 
         Counted are secrets that are not retired by `now`, of keys and callers that are not revoked (a key that is
-        suspended or expired may come back), and Connect links that are neither completed nor cancelled nor expired.
+        suspended or expired may come back), and Connect links that are neither completed nor cancelled nor expired;
+        and the signing secrets of webhook endpoints, whatever their state.
         """
+
+    def webhook_endpoint(self, webhook_endpoint_id: str) -> WebhookEndpoint | None:
+        """Return an endpoint with its secrets, oldest first."""
+
+    def list_webhook_endpoints(self, workspace_id: str, after: Cursor | None, limit: int) -> Page[WebhookEndpoint]:
+        """List the endpoints of a workspace in order of creation."""
+
+    def webhook_standings(self) -> Sequence[WebhookStanding]:
+        """Return how far each active endpoint has come, in order of their ids."""
+
+    def webhook_delivery(self, webhook_delivery_id: str) -> WebhookDelivery | None:
+        """Return a delivery."""
+
+    def list_webhook_deliveries(
+        self, webhook_endpoint_id: str, state: WebhookDeliveryState | None, after: Cursor | None, limit: int
+    ) -> Page[WebhookDelivery]:
+        """List the deliveries of an endpoint, newest first."""
 
 
 class Writer(Reader, Protocol):
@@ -377,6 +429,26 @@ class Writer(Reader, Protocol):
         since then cannot be told (CONSISTENCY rule 3).
         """
 
+    def add_webhook_endpoint(self, endpoint: WebhookEndpoint) -> None:
+        """Insert an endpoint with its secrets. It is told of events that are recorded after this. Raises Duplicate."""
+
+    def replace_webhook_endpoint(self, endpoint: WebhookEndpoint) -> None:
+        """Store the new state of an endpoint that was read in this transaction, with its secrets.
+
+        One that is active is no longer taken for failing.
+        """
+
+    def remove_webhook_endpoint(self, webhook_endpoint_id: str) -> None:
+        """Delete an endpoint that was read in this transaction, with its secrets and deliveries."""
+
+    def add_webhook_delivery(self, delivery: WebhookDelivery) -> None:
+        """Insert a delivery, of an endpoint that was read in this transaction."""
+
+    def replay_webhook_deliveries(
+        self, wanted: WebhookReplay, now: datetime, give_up_time: datetime, limit: int
+    ) -> int:
+        """Make deliveries that ended pending again, the oldest first, so many at most; return how many."""
+
     def remember(self, request: CarriedOut, forget_before: datetime) -> None:
         """Remember a request id, and forget those carried out before an instant."""
 
@@ -387,6 +459,32 @@ class Notes(Reader, Protocol):
     It moves no revision and, where that can be, waits for no writer of facts: what it has read of them may be changed
     by one before it commits.
     """
+
+    def make_webhook_deliveries(self, webhook_endpoint_id: str, now: datetime, limit: int) -> bool:
+        """Make deliveries, due at once, of the next so many events for an active endpoint; tell whether there are more.
+
+        Each event has at most one, whoever else is at it. Where another transaction is, or the endpoint is gone or not
+        active, nothing is made.
+        """
+
+    def claim_webhook_deliveries(
+        self, webhook_endpoint_id: str, now: datetime, until: datetime, limit: int
+    ) -> Sequence[WebhookDelivery]:
+        """Take deliveries that are due, those that are so the longest first, and count an attempt of each.
+
+        Nobody else is given them `until` a time, when they are due again. Return them as they are then.
+        """
+
+    def note_webhook_outcome(self, outcome: WebhookDelivery, *, told: bool = True) -> bool:
+        """Store what became of an attempt; tell whether it was.
+
+        It is not where the delivery is no longer pending after just that many attempts: somebody else has it, or had.
+        An endpoint counts as failing since the first of its failures that no delivery came after, of those in which it
+        was `told`.
+        """
+
+    def prune_webhook_deliveries(self, before: datetime, limit: int) -> int:
+        """Delete deliveries that ended and were created before an instant, so many at most; return how many."""
 
 
 class Store(Protocol):

@@ -20,7 +20,7 @@ from server.domain.events import Event
 from server.domain.kinds import KeyKind
 from server.domain.model import Caller, ConnectLink, Device, Generation, Key, KeyState, Workspace
 from server.domain.revision import Revision
-from server.store import rows, statements, tables
+from server.store import rows, statements, tables, webhook_rows
 from server.store.contract import (
     CALLER,
     CERTIFICATE_NAME,
@@ -45,6 +45,7 @@ from server.store.contract import (
     Writer,
     seconds_left,
 )
+from server.store.webhook_rows import WebhookNoting, WebhookReading, WebhookWriting
 
 T = TypeVar("T")
 
@@ -196,7 +197,7 @@ class PeeweeStore:
             self._engine.commit()
 
 
-class PeeweeReader:
+class PeeweeReader(WebhookReading):
     """The queries, in a transaction that is open."""
 
     def __init__(self, database: peewee.Database, now: Callable[[], datetime]) -> None:
@@ -402,16 +403,19 @@ class PeeweeReader:
         links = link.select(link.pepper_id).where(
             link.complete_time.is_null() & link.cancel_time.is_null() & (link.expire_time > now)
         )
-        of_keys, of_callers, of_links = (self._count_by_pepper(query) for query in (keys, callers, links))
+        webhooks = webhook_rows.secrets_in_force(now)
+        counted = (self._count_by_pepper(query) for query in (keys, callers, links, webhooks))
+        of_keys, of_callers, of_links, of_webhooks = counted
         return {
             pepper_id: PepperUsage(
                 keys=of_keys.get(pepper_id, 0),
                 callers=of_callers.get(pepper_id, 0),
                 links=of_links.get(pepper_id, 0),
+                webhooks=of_webhooks.get(pepper_id, 0),
                 some_key_ids=self._some_under(pepper_id, tables.KeyGeneration, keys, key.key_id),
                 some_caller_ids=self._some_under(pepper_id, tables.CallerGeneration, callers, caller.caller_id),
             )
-            for pepper_id in sorted({*of_keys, *of_callers, *of_links})
+            for pepper_id in sorted({*of_keys, *of_callers, *of_links, *of_webhooks})
         }
 
     def _of_origin(self, which: KeyFilter) -> list[Any]:
@@ -511,11 +515,11 @@ class PeeweeReader:
         return next(iter(statements.select(self._database, table, column.name, _storable([value]))), None)
 
 
-class PeeweeNotes(PeeweeReader):
+class PeeweeNotes(PeeweeReader, WebhookNoting):
     """The changes to what is no fact."""
 
 
-class PeeweeWriter(PeeweeReader):
+class PeeweeWriter(PeeweeReader, WebhookWriting):
     """The changes. Every one of them notes what it touched, and `finish` writes that down (CONSISTENCY rule 1)."""
 
     def __init__(self, database: peewee.Database, now: Callable[[], datetime]) -> None:

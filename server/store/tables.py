@@ -351,6 +351,92 @@ class Exposure(Model):
         primary_key = CompositeKey("key_id", "generation", "place")
 
 
+class WebhookEndpoint(Model):
+    """Where workspaces are told of their events."""
+
+    webhook_endpoint_id = TextField(primary_key=True)
+    workspace_id = TextField()
+    url = TextField()
+    description = TextField()
+    event_types = JsonField()
+    state = TextField()
+    disable_reason = TextField(null=True)
+    create_time = InstantField()
+    update_time = InstantField()
+    create_revision = BigIntegerField()
+
+    class Meta:
+        table_name = "webhook_endpoint"
+        indexes = ((("workspace_id", "create_revision", "webhook_endpoint_id"), False),)
+        constraints = (
+            one_of("webhook_endpoint_state_known", "state", "active", "disabled"),
+            one_of("webhook_endpoint_disable_reason_known", "disable_reason", "requested", "gone", "failing"),
+            Check("(state = 'disabled') = (disable_reason IS NOT NULL)", "webhook_endpoint_disabled_for_a_reason"),
+            foreign_key("webhook_endpoint_of_workspace", "workspace_id", "workspace"),
+        )
+
+
+class WebhookSecret(Model):
+    """What signs for an endpoint, encrypted under a key that the pepper yields."""
+
+    webhook_endpoint_id = TextField()
+    number = IntegerField()
+    pepper_id = TextField()
+    sealed = BlobField()
+    create_time = InstantField()
+    retire_time = InstantField(null=True)
+
+    class Meta:
+        table_name = "webhook_secret"
+        primary_key = CompositeKey("webhook_endpoint_id", "number")
+        constraints = (foreign_key("webhook_secret_of_endpoint", "webhook_endpoint_id", "webhook_endpoint"),)
+
+
+class WebhookProgress(Model):
+    """Up to which event deliveries were made for an endpoint, and since when every attempt has failed. No fact."""
+
+    webhook_endpoint_id = TextField(primary_key=True)
+    event_id = BigIntegerField()
+    failing_since = InstantField(null=True)
+
+    class Meta:
+        table_name = "webhook_progress"
+        constraints = (foreign_key("webhook_progress_of_endpoint", "webhook_endpoint_id", "webhook_endpoint"),)
+
+
+class WebhookDelivery(Model):
+    """The messages to endpoints. An event has one for each endpoint, a test has no event. No facts."""
+
+    number = BigAutoField()
+    webhook_delivery_id = TextField(unique=True)
+    webhook_endpoint_id = TextField()
+    event_id = BigIntegerField(null=True)
+    event_type = TextField()
+    state = TextField()
+    attempts = IntegerField()
+    retries = IntegerField()
+    next_attempt_time = InstantField(null=True)
+    give_up_time = InstantField()
+    last_attempt_time = InstantField(null=True)
+    last_http_status_code = IntegerField(null=True)
+    last_error = TextField()
+    create_time = InstantField()
+
+    class Meta:
+        table_name = "webhook_delivery"
+        indexes = (
+            (("webhook_endpoint_id", "event_id"), True),
+            (("webhook_endpoint_id", "state", "next_attempt_time"), False),
+            (("webhook_endpoint_id", "number"), False),
+            (("state", "create_time"), False),
+        )
+        constraints = (
+            one_of("webhook_delivery_state_known", "state", "pending", "delivered", "failed"),
+            Check("(state = 'pending') = (next_attempt_time IS NOT NULL)", "webhook_delivery_pending_until_a_time"),
+            foreign_key("webhook_delivery_of_endpoint", "webhook_endpoint_id", "webhook_endpoint"),
+        )
+
+
 # In an order in which they can be created.
 TABLES = (
     Revision,
@@ -369,4 +455,8 @@ TABLES = (
     Request,
     Process,
     Exposure,
+    WebhookEndpoint,
+    WebhookSecret,
+    WebhookProgress,
+    WebhookDelivery,
 )
