@@ -19,9 +19,11 @@ from server.domain.lifecycle import Rotation
 from server.domain.peppers import Peppers
 from server.metrics.exposition import CannotListen
 from server.metrics.process import ProcessMetrics
+from server.outbound import Outbound
 from server.service.barrier import Barrier
 from server.service.base import Call, Clock, Resources
 from server.service.callers import CallerFields, CallerService
+from server.service.deliveries import Dispatcher, prune_deliveries
 from server.service.exposures import MOST_WAITERS, ExposureService
 from server.service.facts import FactCache, SharedClock
 from server.service.following import Follower
@@ -82,9 +84,9 @@ def connections_of(settings: Settings) -> int:
 
 
 def _pooled_connections(settings: Settings) -> int:
-    # One for each call that is worked on, one for health, one for housekeeping, one for exposed keys, and one for the
+    # One for each call that is worked on, and one each for health, housekeeping, exposed keys, webhooks, and for the
     # follower to read.
-    return settings.threads + 4
+    return settings.threads + 5
 
 
 def open_database(settings: Settings, *, read_only: bool = False) -> Database:
@@ -195,6 +197,8 @@ class App:
             self._follower = Follower(store, self._resources.cache, shared_clock, self._resources.barrier.heard)
         self._rehashing = Rehashing(self._resources)
         self._exposures = ExposureService(self._resources)
+        outbound = _outbound(settings)
+        self._dispatcher = Dispatcher(self._resources, outbound)
         self._server = GrpcServer(
             self._resources,
             self._rehashing,
@@ -202,6 +206,7 @@ class App:
             replace(_limits(settings), shares_port=shares_port),
             open_reflection=settings.development,
             log_allow_sample=settings.log_allow_sample_or_default,
+            webhook_private_hosts=outbound.private_hosts,
         )
         chores = _chores(settings, self._resources, self._rehashing)
         self._housekeeper = Housekeeper(chores, telemetry=self._metrics.telemetry)
@@ -224,6 +229,7 @@ class App:
             self._follower.start()
         self._server.start()
         self._housekeeper.start()
+        self._dispatcher.start()
         return ports[0]
 
     def run_until_signalled(self, signals: Signals) -> int:
@@ -250,6 +256,7 @@ class App:
     def drain(self) -> Callable[[float], bool]:
         """Refuse new calls and let those in flight finish; the returned function waits and tells whether it is over."""
         self._housekeeper.drain()
+        self._dispatcher.drain()
         return self._server.drain(self._settings.drain_seconds)
 
     def stop(self) -> None:
@@ -261,6 +268,7 @@ class App:
         """Let go of the store, now that nothing is answered any more."""
         self._housekeeper.stop()
         self._exposures.stop()
+        self._dispatcher.stop()
         if self._follower is not None:
             self._follower.stop()
         self._metrics.stop()
@@ -301,11 +309,24 @@ def _resources(
     return Resources(store, peppers, clock, cache, Barrier(store, telemetry), telemetry)
 
 
+def _outbound(settings: Settings) -> Outbound:
+    """Return what posts webhooks. Raises StartRefused."""
+    try:
+        return Outbound(settings.webhook_private_host_names, settings.webhook_ca)
+    except OSError as error:
+        raise StartRefused(f"{PREFIX}WEBHOOK_CA: cannot be used: {error.strerror or 'it is not PEM'}") from None
+
+
 def _chores(settings: Settings, resources: Resources, rehashing: Rehashing) -> list[Chore]:
     """Return what a server with these settings does by itself."""
     chores = [
         Chore("rehash secrets", REHASH_SECONDS, rehashing.store),
         Chore("forget changes", FORGETTING_SECONDS, partial(prune_changes, resources)),
+        Chore(
+            "prune webhook deliveries",
+            PRUNING_SECONDS,
+            partial(prune_deliveries, resources, timedelta(days=settings.webhook_log_days)),
+        ),
     ]
     if settings.event_retention_days is not None:
         retention = timedelta(days=settings.event_retention_days)

@@ -119,6 +119,21 @@ class Settings(BaseSettings):
         le=36_500,
         description="Delete events once they are older than so many days; kept for ever by default.",
     )
+    webhook_private_hosts: str = Field(
+        default="",
+        description="Host names that webhooks may go to though their addresses are not public, with commas between.",
+    )
+    webhook_ca: Path | None = Field(
+        default=None,
+        description="Authorities, PEM, that may vouch for the certificates of WEBHOOK_PRIVATE_HOSTS, beside those that "
+        "this machine trusts.",
+    )
+    webhook_log_days: int = Field(
+        default=30,
+        ge=1,
+        le=36_500,
+        description="Delete webhook deliveries that ended once they are older than so many days.",
+    )
     log_format: Literal["json", "console"] | None = Field(
         default=None, description="json, or console for people; the default is console in development."
     )
@@ -174,6 +189,11 @@ class Settings(BaseSettings):
             if self.tls_certificate is not None:
                 raise ValueError("TLS_CERTIFICATE: cannot be used in development")
         return self
+
+    @property
+    def webhook_private_host_names(self) -> frozenset[str]:
+        """The host names that webhooks may go to wherever they lead, in lower case."""
+        return frozenset(name.strip().lower() for name in self.webhook_private_hosts.split(",") if name.strip())
 
     @property
     def sqlite_path(self) -> Path | None:

@@ -15,7 +15,7 @@ from server.domain.token import holds_token
 _MODULES = {
     **dict.fromkeys(("serve", "migrate", "bootstrap"), "operate"),
     **dict.fromkeys(("doctor", "backup", "restore"), "maintain"),
-    **{name: name for name in ("callers", "workspaces", "keys", "links", "devices", "authorize")},
+    **{name: name for name in ("callers", "workspaces", "keys", "links", "devices", "authorize", "webhooks")},
 }
 
 

@@ -19,6 +19,7 @@ from texture.auth.v1 import (
     key_service_pb2,
     propagation_pb2,
     request_context_pb2,
+    webhook_pb2,
     workspace_pb2,
 )
 
@@ -30,7 +31,19 @@ from server.domain.kinds import Environment, ExposurePolicy, KeyKind, Role
 from server.domain.leaks import ExposureOutcome
 from server.domain.lifecycle import Rotation
 from server.domain.links import ConnectLinkState
-from server.domain.model import Caller, Device, Generation, Key, KeyState, Workspace
+from server.domain.model import (
+    Caller,
+    Device,
+    Generation,
+    Key,
+    KeyState,
+    WebhookDelivery,
+    WebhookDeliveryState,
+    WebhookDisableReason,
+    WebhookEndpoint,
+    WebhookEndpointState,
+    Workspace,
+)
 from server.domain.reasons import OUTCOMES, Reason
 from server.domain.validation import Fields
 from server.service.authorization import Answer
@@ -68,6 +81,9 @@ EXPOSURE_OUTCOME = EnumMap(ExposureOutcome, key_service_pb2.ExposureOutcome, "EX
 ROLE = EnumMap(Role, caller_pb2.Role, "ROLE")
 LINK_STATE = EnumMap(ConnectLinkState, connect_link_pb2.ConnectLinkState, "CONNECT_LINK_STATE")
 STEP_RESULT = EnumMap(StepResult, authorize_service_pb2.StepResult, "STEP_RESULT")
+WEBHOOK_STATE = EnumMap(WebhookEndpointState, webhook_pb2.WebhookEndpointState, "WEBHOOK_ENDPOINT_STATE")
+WEBHOOK_DISABLE_REASON = EnumMap(WebhookDisableReason, webhook_pb2.WebhookDisableReason, "WEBHOOK_DISABLE_REASON")
+DELIVERY_STATE = EnumMap(WebhookDeliveryState, webhook_pb2.WebhookDeliveryState, "WEBHOOK_DELIVERY_STATE")
 REASON = EnumMap(Reason, authorize_service_pb2.Reason, "REASON")
 
 
@@ -286,6 +302,50 @@ def caller(given: Caller) -> caller_pb2.Caller:
         update_time=timestamp(given.update_time),
         revoke_time=timestamp(given.revoke_time),
         revoke_reason=given.revoke_reason,
+    )
+
+
+_NO_REASON = webhook_pb2.WEBHOOK_DISABLE_REASON_UNSPECIFIED
+
+
+def webhook_endpoint(given: WebhookEndpoint) -> webhook_pb2.WebhookEndpoint:
+    """Return the message of a webhook endpoint."""
+    reason = given.disable_reason
+    return webhook_pb2.WebhookEndpoint(
+        webhook_endpoint_id=given.webhook_endpoint_id,
+        workspace_id=given.workspace_id,
+        url=given.url,
+        description=given.description,
+        event_types=sorted(given.event_types),
+        state=WEBHOOK_STATE.to_proto(given.state),
+        disable_reason=WEBHOOK_DISABLE_REASON.to_proto(reason) if reason else _NO_REASON,
+        secrets=(
+            webhook_pb2.WebhookSecret(
+                number=secret.number,
+                create_time=timestamp(secret.create_time),
+                retire_time=timestamp(secret.retire_time),
+            )
+            for secret in given.secrets
+        ),
+        create_time=timestamp(given.create_time),
+        update_time=timestamp(given.update_time),
+    )
+
+
+def webhook_delivery(given: WebhookDelivery) -> webhook_pb2.WebhookDelivery:
+    """Return the message of a webhook delivery."""
+    return webhook_pb2.WebhookDelivery(
+        webhook_delivery_id=given.webhook_delivery_id,
+        webhook_endpoint_id=given.webhook_endpoint_id,
+        event_id="" if given.event_id is None else str(given.event_id),
+        event_type=given.event_type,
+        state=DELIVERY_STATE.to_proto(given.state),
+        attempts=given.attempts,
+        next_attempt_time=timestamp(given.next_attempt_time),
+        last_attempt_time=timestamp(given.last_attempt_time),
+        last_http_status_code=given.last_http_status_code or 0,
+        last_error=given.last_error,
+        create_time=timestamp(given.create_time),
     )
 
 

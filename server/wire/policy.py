@@ -59,6 +59,17 @@ _BY_SERVICE = {
         "RotateCallerKey": _OPERATOR,
         "RevokeCaller": _OPERATOR,
     },
+    "texture.auth.v1.WebhookService": {
+        "CreateWebhookEndpoint": _KEY_ADMIN,
+        "GetWebhookEndpoint": _KEY_ADMIN,
+        "ListWebhookEndpoints": _KEY_ADMIN,
+        "UpdateWebhookEndpoint": _KEY_ADMIN,
+        "DeleteWebhookEndpoint": _KEY_ADMIN,
+        "RotateWebhookSecret": _KEY_ADMIN,
+        "ListWebhookDeliveries": _KEY_ADMIN,
+        "ReplayWebhookDeliveries": _KEY_ADMIN,
+        "TestWebhookEndpoint": _KEY_ADMIN,
+    },
     "grpc.reflection.v1alpha.ServerReflection": {
         "ServerReflectionInfo": _OPERATOR,
     },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -19,6 +19,8 @@ from texture.auth.v1 import (
     device_service_pb2_grpc,
     key_service_pb2,
     key_service_pb2_grpc,
+    webhook_service_pb2,
+    webhook_service_pb2_grpc,
     workspace_service_pb2,
     workspace_service_pb2_grpc,
 )
@@ -34,6 +36,7 @@ from server.service.rehashing import Rehashing
 from server.service.reports import ReportService
 from server.service.revocations import RevocationService
 from server.service.telemetry import Telemetry
+from server.service.webhooks import WebhookService
 from server.service.workspaces import WorkspaceService
 from server.wire.arrivals import Arrivals
 from server.wire.desks import Desk
@@ -46,6 +49,7 @@ from server.wire.servicers.callers import CallerServicer
 from server.wire.servicers.connect import ConnectServicer
 from server.wire.servicers.devices import DeviceServicer
 from server.wire.servicers.keys import KeyServicer
+from server.wire.servicers.webhooks import WebhookServicer
 from server.wire.servicers.workspaces import WorkspaceServicer
 from server.wire.tls import ReloadingCredentials
 
@@ -58,6 +62,7 @@ SERVICES = tuple(
         (device_service_pb2, "DeviceService"),
         (workspace_service_pb2, "WorkspaceService"),
         (caller_service_pb2, "CallerService"),
+        (webhook_service_pb2, "WebhookService"),
     )
 )
 
@@ -83,6 +88,7 @@ class GrpcServer:
         *,
         open_reflection: bool,
         log_allow_sample: float,
+        webhook_private_hosts: Collection[str] = (),
     ) -> None:
         callers = CallerService(resources, rehashing)
         self._health = HealthMonitor(resources.store.ping, SERVICES)
@@ -127,6 +133,9 @@ class GrpcServer:
             WorkspaceServicer(WorkspaceService(resources)), self._server
         )
         caller_service_pb2_grpc.add_CallerServiceServicer_to_server(CallerServicer(callers), self._server)
+        webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(
+            WebhookServicer(WebhookService(resources, webhook_private_hosts)), self._server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection.enable_server_reflection((*SERVICES, health_name, reflection.SERVICE_NAME), self._server)

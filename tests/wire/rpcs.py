@@ -8,12 +8,14 @@ from typing import Any
 
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
-from texture.auth.v1 import caller_service_pb2, connect_service_pb2
+from texture.auth.v1 import caller_service_pb2, connect_service_pb2, webhook_service_pb2
 from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER
 from texture.auth.v1.key_pb2 import KEY_KIND_SERVER
+from texture.auth.v1.webhook_pb2 import WEBHOOK_ENDPOINT_STATE_ACTIVE
 from texture.auth.v1.workspace_pb2 import ENVIRONMENT_PRODUCTION
 
 from server.domain.token import new_id
+from server.domain.webhooks import MAXIMUM_ENDPOINTS
 from server.wire.server import SERVICES
 from tests.harness import Client, Service
 from tests.wire.helpers import OTHER_USER, REDIRECT_URI, USER, WORKSPACE, make_key, register
@@ -72,6 +74,10 @@ def is_ours(field: Any) -> bool:
     return bool(kind) and kind.file.package.startswith("texture.") and not kind.GetOptions().map_entry
 
 
+# A name that never leads anywhere: nothing is sent.
+WEBHOOK_URL = "https://hooks.invalid/"
+
+
 @dataclass(frozen=True)
 class Made:
     """A value that is made afresh for each request."""
@@ -102,6 +108,22 @@ def _new_device(service: Service) -> str:
     return device_id
 
 
+def new_webhook_endpoint(service: Service) -> str:
+    request = webhook_service_pb2.CreateWebhookEndpointRequest(workspace_id=WORKSPACE, url=_webhook_url(service))
+    return service.operator.webhooks.CreateWebhookEndpoint(request).webhook_endpoint.webhook_endpoint_id
+
+
+def _webhook_url(service: Service) -> str:
+    """Return the URL of an endpoint, once there is room for one: those of earlier requests go when they are many."""
+    webhooks = service.operator.webhooks
+    listed = webhooks.ListWebhookEndpoints(webhook_service_pb2.ListWebhookEndpointsRequest(workspace_id=WORKSPACE))
+    if len(listed.webhook_endpoints) > MAXIMUM_ENDPOINTS // 2:
+        for endpoint in listed.webhook_endpoints:
+            request = webhook_service_pb2.DeleteWebhookEndpointRequest(webhook_endpoint_id=endpoint.webhook_endpoint_id)
+            webhooks.DeleteWebhookEndpoint(request)
+    return WEBHOOK_URL
+
+
 # What the fields of valid requests hold, by their names; the others are left out.
 VALUES: Mapping[str, Any] = {
     "api_key": Made(lambda service: make_key(service).api_key),
@@ -122,13 +144,20 @@ VALUES: Mapping[str, Any] = {
     "reference_id": USER,
     "roles": [ROLE_AUTHORIZER],
     "source": "scanner",
-    "url": "https://code.example/main.py",
+    "url": Made(_webhook_url),
+    "webhook_delivery_ids": ["msg_0000000000000000"],
+    "webhook_endpoint_id": Made(new_webhook_endpoint),
     "workspace_id": WORKSPACE,
 }
 # Where the name alone does not tell.
 OWN_VALUES: Mapping[str, Mapping[str, Any]] = {
     "CreateCaller": {"caller_id": Made(_new_slug)},
     "CreateWorkspace": {"workspace_id": Made(_new_slug)},
+    "UpdateWebhookEndpoint": {
+        "state": WEBHOOK_ENDPOINT_STATE_ACTIVE,
+        "update_mask": "description",
+        "url": WEBHOOK_URL,
+    },
 }
 
 
@@ -140,7 +169,7 @@ def _valid(service: Service, descriptor: Any, own: Mapping[str, Any]) -> Any:
         if group is not None and message.WhichOneof(group.name):
             continue
         if field.message_type is not None and field.message_type.full_name == "google.protobuf.FieldMask":
-            message.update_mask.paths.append("display_name")
+            message.update_mask.paths.append(own.get("update_mask", "display_name"))
         elif is_ours(field):
             part = _valid(service, field.message_type, own)
             if field.is_repeated:

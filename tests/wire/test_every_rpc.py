@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from texture.auth.v1 import caller_service_pb2
+from texture.auth.v1 import caller_service_pb2, webhook_service_pb2
 from texture.auth.v1.caller_pb2 import ROLE_OPERATOR
 from texture.auth.v1.key_pb2 import KEY_KIND_CONNECT, KEY_STATE_REVOKED
 
@@ -28,7 +28,7 @@ from tests.wire.helpers import (
     suspend,
     timestamp,
 )
-from tests.wire.rpcs import METHODS, call, short, valid_request, with_field
+from tests.wire.rpcs import METHODS, call, new_webhook_endpoint, short, valid_request, with_field
 
 HOUR = timedelta(hours=1)
 DENIED = grpc.StatusCode.PERMISSION_DENIED
@@ -156,12 +156,28 @@ def _two_callers(service: Service) -> dict[str, Any]:
     return {}
 
 
+def _two_endpoints(service: Service) -> dict[str, Any]:
+    new_webhook_endpoint(service)
+    new_webhook_endpoint(service)
+    return {}
+
+
+def _two_deliveries(service: Service) -> dict[str, Any]:
+    webhook_endpoint_id = new_webhook_endpoint(service)
+    for _ in range(2):
+        request = webhook_service_pb2.TestWebhookEndpointRequest(webhook_endpoint_id=webhook_endpoint_id)
+        service.operator.webhooks.TestWebhookEndpoint(request)
+    return {"webhook_endpoint_id": webhook_endpoint_id, "state": 0}
+
+
 # What makes a list of two at least, and returns the fields by which it is asked for.
 LISTS = {
     "ListCallers": _two_callers,
     "ListDevices": _two_devices,
     "ListKeyEvents": _two_events,
     "ListKeys": _two_keys,
+    "ListWebhookDeliveries": _two_deliveries,
+    "ListWebhookEndpoints": _two_endpoints,
     "ListWorkspaces": _two_workspaces,
 }
 # Another value of each field that narrows a list.
@@ -172,6 +188,7 @@ OTHER_FILTERS: dict[str, Callable[[Service], Any]] = {
     "manufacturers": lambda _: ["acme"],
     "reference_id": lambda _: OTHER_USER,
     "state": lambda _: KEY_STATE_REVOKED,
+    "webhook_endpoint_id": new_webhook_endpoint,
     "workspace_id": lambda service: make_workspace(service, "grid-three"),
 }
 

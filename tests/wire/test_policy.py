@@ -9,6 +9,7 @@ from texture.auth.v1 import (
     connect_service_pb2,
     device_service_pb2,
     key_service_pb2,
+    webhook_service_pb2,
     workspace_service_pb2,
 )
 
@@ -24,6 +25,7 @@ MODULES = (
     connect_service_pb2,
     device_service_pb2,
     key_service_pb2,
+    webhook_service_pb2,
     workspace_service_pb2,
 )
 

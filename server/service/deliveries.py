@@ -1,0 +1,388 @@
+"""Sending: every event once to each endpoint that is to be told of it, and again until it arrives or is given up.
+
+What is to be sent follows from the event log and from how far each endpoint has come, in one transaction, so that
+nothing is lost between a commit and its sending, whatever ends a process. A process takes what is due for a time, and
+sends it while no transaction is open; if it is not heard of again, another one sends it after that time. So everything
+is sent at least once, and now and then more often.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Protocol
+
+import structlog
+from standardwebhooks.webhooks import Webhook
+
+from server.domain.errors import Refusal
+from server.domain.events import Event, EventType, Json, Origin, describe
+from server.domain.model import (
+    WebhookDelivery,
+    WebhookDeliveryState,
+    WebhookDisableReason,
+    WebhookEndpoint,
+    WebhookEndpointState,
+)
+from server.domain.webhooks import DISABLE_AFTER, failed, payload_of, succeeded, trial_payload
+from server.outbound import Answered, NotPosted
+from server.service.base import Resources
+from server.service.sealing import CannotUnseal
+from server.service.webhooks import open_secrets
+from server.store.contract import EventFilter, Notes, Reader, StoreUnavailable, WebhookStanding
+
+# For how long a process has a delivery to itself: more than an attempt takes, the resolution of a name included.
+LEASE = timedelta(seconds=60)
+# How many attempts are under way at once; of endpoints that are failing, so many at most, so that those that work have
+# the rest to themselves.
+MOST_AT_ONCE = 64
+MOST_FAILING_AT_ONCE = 32
+# And for one endpoint.
+FOR_ONE = 2
+FOR_ONE_FAILING = 1
+# How many events of an endpoint one transaction makes deliveries of.
+EVENTS_AT_ONCE = 200
+# How often it is looked whether there is anything to do, which costs next to nothing; less often where there is no
+# endpoint.
+LOOK_SECONDS = 0.05
+LOOK_IDLE_SECONDS = 0.5
+# How long is waited after the store could not be asked.
+PAUSE_SECONDS = 1.0
+# How long a stop waits for attempts under way. What comes of those that take longer is not noted: they are made again.
+STOP_SECONDS = 5.0
+PRUNED_AT_ONCE = 1000
+# Who is named in events for what is done here.
+CALLER = "webhooks"
+
+_GONE = 410
+_SUCCESS = range(200, 300)
+
+_log = structlog.get_logger("texture_auth.webhooks")
+
+
+class Poster(Protocol):
+    """Whoever posts to the outside."""
+
+    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answered:
+        """Post a JSON body once, and return the answer. Raises NotPosted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A delivery that this process has for a time, and since when its endpoint has been failing."""
+
+    delivery: WebhookDelivery
+    failing_since: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of an attempt. `told` is False where the endpoint was not to blame, since it was not asked."""
+
+    delivery: WebhookDelivery
+    told: bool = True
+    gone: bool = False
+
+
+def prune_deliveries(resources: Resources, retention: timedelta) -> bool:
+    """Delete a portion of the old deliveries that ended; tell whether there may be more."""
+    with resources.store.note() as notes:
+        return notes.prune_webhook_deliveries(resources.clock() - retention, PRUNED_AT_ONCE) == PRUNED_AT_ONCE
+
+
+class Dispatcher:
+    """Sends what is due, in threads of its own. Where no workspace has an endpoint it does next to nothing.
+
+    `chance` returns a number from 0 to 1, of which the pause before the next attempt is made.
+    """
+
+    def __init__(self, resources: Resources, poster: Poster, chance: Callable[[], float] = random.random) -> None:
+        self._resources = resources
+        self._poster = poster
+        self._chance = chance
+        # One transaction at a time: a connection to the database is enough.
+        self._store_lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._in_flight: Counter[str] = Counter()
+        self._failing: set[str] = set()
+        self._idle = threading.Condition(self._lock)
+        self._seen: object = None
+        self._next_due: datetime | None = None
+        self._again = threading.Event()
+        self._endpoints = False
+        self._complaining = False
+        self._stopping = threading.Event()
+        self._stopped = False
+        self._hands = _Hands(self._deliver)
+        self._thread = threading.Thread(target=self._keep, name="webhooks", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Take nothing more."""
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """Drain, and wait for what is under way, but not for long."""
+        self.drain()
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS)
+        with self._idle:
+            self._idle.wait_for(lambda: not self._in_flight.total(), STOP_SECONDS)
+            self._stopped = True
+        self._hands.stop()
+
+    def turn(self) -> None:
+        """Make deliveries of new events, take what is due, and have it sent. Raises StoreUnavailable."""
+        self._again.clear()
+        with self._store_lock, self._resources.store.read() as reader:
+            standings = reader.webhook_standings()
+        self._endpoints = bool(standings)
+        now = self._resources.clock()
+        free = {standing.webhook_endpoint_id: room for standing in standings if (room := self._room(standing))}
+        times = {
+            standing.webhook_endpoint_id: standing.next_attempt_time
+            for standing in standings
+            if standing.webhook_endpoint_id in free and standing.next_attempt_time is not None
+        }
+        due = [
+            standing
+            for standing in standings
+            if standing.behind or times.get(standing.webhook_endpoint_id, datetime.max.replace(tzinfo=UTC)) <= now
+        ]
+        self._next_due = min(times.values(), default=None)
+        if not due:
+            return
+        with self._store_lock, self._resources.store.note() as notes:
+            claimed = self._take(notes, due, free)
+        for one in claimed:
+            self._begin(one)
+
+    def _take(self, notes: Notes, due: Sequence[WebhookStanding], free: Mapping[str, int]) -> list[Claimed]:
+        """Make the deliveries of endpoints that are behind, and claim as many as there is room for."""
+        now = self._resources.time(notes)
+        claimed: list[Claimed] = []
+        for standing in due:
+            webhook_endpoint_id = standing.webhook_endpoint_id
+            if standing.behind and notes.make_webhook_deliveries(webhook_endpoint_id, now, EVENTS_AT_ONCE):
+                self._again.set()
+            room = min(free.get(webhook_endpoint_id, 0), MOST_AT_ONCE - len(claimed))
+            if room > 0:
+                taken = notes.claim_webhook_deliveries(webhook_endpoint_id, now, now + LEASE, room)
+                claimed += (Claimed(delivery, standing.failing_since) for delivery in taken)
+        return claimed
+
+    def _room(self, standing: WebhookStanding) -> int:
+        """Return how many more attempts of an endpoint may begin."""
+        webhook_endpoint_id, failing = standing.webhook_endpoint_id, standing.failing_since is not None
+        with self._lock:
+            total = self._in_flight.total()
+            of_failing = sum(self._in_flight[one] for one in self._failing)
+            room = min(
+                (FOR_ONE_FAILING if failing else FOR_ONE) - self._in_flight[webhook_endpoint_id], MOST_AT_ONCE - total
+            )
+            return min(room, MOST_FAILING_AT_ONCE - of_failing) if failing else room
+
+    def _begin(self, claimed: Claimed) -> None:
+        webhook_endpoint_id = claimed.delivery.webhook_endpoint_id
+        with self._lock:
+            self._in_flight[webhook_endpoint_id] += 1
+            if claimed.failing_since is not None:
+                self._failing.add(webhook_endpoint_id)
+        self._hands.do(claimed)
+
+    def _end(self, claimed: Claimed) -> None:
+        webhook_endpoint_id = claimed.delivery.webhook_endpoint_id
+        with self._idle:
+            self._in_flight[webhook_endpoint_id] -= 1
+            if not self._in_flight[webhook_endpoint_id]:
+                del self._in_flight[webhook_endpoint_id]
+                self._failing.discard(webhook_endpoint_id)
+            self._idle.notify_all()
+        self._again.set()
+
+    def _deliver(self, claimed: Claimed) -> None:
+        """Attempt a delivery, and note what became of it. Where that fails, it comes again when the lease is over."""
+        names = {
+            "webhook_endpoint_id": claimed.delivery.webhook_endpoint_id,
+            "webhook_delivery_id": claimed.delivery.webhook_delivery_id,
+        }
+        try:
+            self._attempt(claimed)
+        except StoreUnavailable as error:
+            _log.warning("webhook left to the end of its lease", cause=str(error), **names)
+        except Exception as error:  # noqa: BLE001 - whatever it was, other deliveries are not to blame
+            _log.error("webhook failed", exc_info=error, **names)
+        finally:
+            self._end(claimed)
+
+    def _attempt(self, claimed: Claimed) -> None:
+        delivery = claimed.delivery
+        with self._store_lock, self._resources.store.read() as reader:
+            endpoint = reader.webhook_endpoint(delivery.webhook_endpoint_id)
+            event = _event(reader, delivery.event_id)
+        if endpoint is None or endpoint.state is not WebhookEndpointState.ACTIVE:
+            return
+        outcome = self._send(endpoint, delivery, event)
+        done = outcome.delivery
+        with self._store_lock:
+            if self._stopped:
+                return
+            with self._resources.store.note() as notes:
+                notes.note_webhook_outcome(done, told=outcome.told)
+        _log.info(
+            "webhook",
+            webhook_endpoint_id=endpoint.webhook_endpoint_id,
+            webhook_delivery_id=done.webhook_delivery_id,
+            type=done.event_type,
+            state=done.state.value,
+            attempt=done.attempts,
+            http_status_code=done.last_http_status_code,
+            error=done.last_error,
+        )
+        if outcome.gone:
+            self._disable(endpoint, WebhookDisableReason.GONE)
+        elif outcome.told and done.state is not WebhookDeliveryState.DELIVERED and self._is_dead(claimed):
+            self._disable(endpoint, WebhookDisableReason.FAILING)
+
+    def _is_dead(self, claimed: Claimed) -> bool:
+        since = claimed.failing_since
+        return since is not None and self._resources.clock() - since >= DISABLE_AFTER
+
+    def _send(self, endpoint: WebhookEndpoint, delivery: WebhookDelivery, event: Event | None) -> _Outcome:
+        """Make one attempt, and return what became of it."""
+        clock = self._resources.clock
+        now = clock()
+        if event is None and delivery.event_id is not None:
+            return _Outcome(failed(delivery, None, "event_not_kept", now, part=self._chance(), final=True), told=False)
+        try:
+            secrets = open_secrets(endpoint, self._resources.peppers, now)
+        except (CannotUnseal, Refusal):
+            return _Outcome(failed(delivery, None, "secret_unreadable", now, part=self._chance()), told=False)
+        payload = trial_payload(endpoint, now) if event is None else payload_of(event)
+        headers, body = signed_message(delivery.webhook_delivery_id, payload, secrets, now)
+        try:
+            answered = self._poster.post(endpoint.url, headers, body)
+        except NotPosted as error:
+            return _Outcome(failed(delivery, None, error.why.value, clock(), part=self._chance()))
+        now = clock()
+        if answered.status in _SUCCESS:
+            return _Outcome(succeeded(delivery, answered.status, now))
+        gone = answered.status == _GONE
+        after = retry_after(answered.retry_after, now)
+        return _Outcome(
+            failed(delivery, answered.status, "", now, part=self._chance(), retry_after=after, final=gone), gone=gone
+        )
+
+    def _disable(self, endpoint: WebhookEndpoint, reason: WebhookDisableReason) -> None:
+        """Send nothing more to an endpoint, unless it was changed meanwhile."""
+        with self._store_lock, self._resources.store.write() as writer:
+            before = writer.webhook_endpoint(endpoint.webhook_endpoint_id)
+            if before != endpoint:
+                return
+            now = self._resources.time(writer)
+            after = replace(before, state=WebhookEndpointState.DISABLED, disable_reason=reason, update_time=now)
+            writer.replace_webhook_endpoint(after)
+            origin = Origin(caller_id=CALLER)
+            writer.record([describe(EventType.WEBHOOK_ENDPOINT_DISABLED, origin, before, after, now)])
+        _log.warning("webhook endpoint disabled", webhook_endpoint_id=endpoint.webhook_endpoint_id, reason=reason.value)
+
+    def _keep(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS if self._endpoints else LOOK_IDLE_SECONDS):
+            try:
+                if self._is_news():
+                    self.turn()
+                self._complaining = False
+            except StoreUnavailable as error:
+                if not self._complaining:
+                    _log.warning("webhooks put off", cause=str(error))
+                self._complaining = True
+                self._seen = None
+                self._stopping.wait(PAUSE_SECONDS)
+            except Exception as error:  # noqa: BLE001 - the next turn is not to blame
+                _log.error("webhooks put off", exc_info=error)
+                self._stopping.wait(PAUSE_SECONDS)
+
+    def _is_news(self) -> bool:
+        """Tell whether anything was committed since the last time, or has become due."""
+        store, cache = self._resources.store, self._resources.cache
+        version = store.version() or cache.applied
+        news = version is None or version != self._seen
+        self._seen = version
+        due = self._next_due is not None and self._resources.clock() >= self._next_due
+        return news or due or self._again.is_set()
+
+
+class _Hands:
+    """Threads that work on what they are given, made as they are needed, and kept for the next time."""
+
+    def __init__(self, work: Callable[[Claimed], None]) -> None:
+        self._work = work
+        self._waiting: queue.SimpleQueue[Claimed | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._under_way = 0
+
+    def do(self, claimed: Claimed) -> None:
+        """Have it worked on at once."""
+        with self._lock:
+            self._under_way += 1
+            if self._under_way > self._threads:
+                self._threads += 1
+                threading.Thread(target=self._run, name="webhook", daemon=True).start()
+        self._waiting.put(claimed)
+
+    def stop(self) -> None:
+        """End the threads, each as soon as it has nothing to do."""
+        with self._lock:
+            for _ in range(self._threads):
+                self._waiting.put(None)
+            self._threads = 0
+
+    def _run(self) -> None:
+        while (claimed := self._waiting.get()) is not None:
+            self._work(claimed)
+            with self._lock:
+                self._under_way -= 1
+
+
+def signed_message(
+    message_id: str, payload: Mapping[str, Json], secrets: Sequence[bytes], now: datetime
+) -> tuple[dict[str, str], bytes]:
+    """Return the headers and the body of a message, signed by each secret, as Standard Webhooks says."""
+    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+    signatures = [Webhook(secret).sign(msg_id=message_id, timestamp=now, data=text) for secret in secrets]
+    headers = {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": " ".join(signatures),
+    }
+    return headers, text.encode()
+
+
+def retry_after(text: str, now: datetime) -> timedelta:
+    """Return how long a receiver asks to be left alone: a number of seconds, or a date; zero for anything else."""
+    if text.isascii() and text.isdigit():
+        return timedelta(seconds=min(int(text[:9]), 10**8))
+    try:
+        until = parsedate_to_datetime(text)
+    except ValueError:
+        return timedelta()
+    return max(timedelta(), until.replace(tzinfo=until.tzinfo or UTC) - now)
+
+
+def _event(reader: Reader, event_id: int | None) -> Event | None:
+    """Return an event as it stands now; None where it is not kept any more."""
+    if event_id is None:
+        return None
+    found = reader.events_after(event_id - 1, EventFilter(), 1)
+    return found[0] if found and found[0].event_id == event_id else None
