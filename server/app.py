@@ -23,6 +23,7 @@ from server.outbound import Outbound
 from server.service.barrier import Barrier
 from server.service.base import Call, Clock, Resources
 from server.service.callers import CallerFields, CallerService
+from server.service.counting import UNCOUNTED, UseCounter
 from server.service.deliveries import Dispatcher, prune_deliveries
 from server.service.exposures import MOST_WAITERS, ExposureService
 from server.service.facts import FactCache, SharedClock
@@ -37,6 +38,7 @@ from server.service.housekeeping import (
 )
 from server.service.rehashing import REHASH_SECONDS, Rehashing
 from server.service.telemetry import SILENT, Telemetry
+from server.service.usage import UsageReporter, prune_usage
 from server.settings import PREFIX, Settings
 from server.store import schema
 from server.store.contract import Store
@@ -84,9 +86,9 @@ def connections_of(settings: Settings) -> int:
 
 
 def _pooled_connections(settings: Settings) -> int:
-    # One for each call that is worked on, and one each for health, housekeeping, exposed keys, webhooks, and for the
-    # follower to read.
-    return settings.threads + 5
+    # One for each call that is worked on, and one each for health, housekeeping, exposed keys, webhooks, what keys were
+    # used for, and for the follower to read.
+    return settings.threads + 6
 
 
 def open_database(settings: Settings, *, read_only: bool = False) -> Database:
@@ -196,6 +198,9 @@ class App:
         if not settings.sqlite_path:
             self._follower = Follower(store, self._resources.cache, shared_clock, self._resources.barrier.heard)
         self._rehashing = Rehashing(self._resources)
+        self._usage = UsageReporter(
+            store, UseCounter(clock) if settings.count_use else UNCOUNTED, clock, counting=settings.count_use
+        )
         self._exposures = ExposureService(self._resources)
         outbound = _outbound(settings)
         self._dispatcher = Dispatcher(self._resources, outbound)
@@ -203,6 +208,7 @@ class App:
             self._resources,
             self._rehashing,
             self._exposures,
+            self._usage,
             replace(_limits(settings), shares_port=shares_port),
             open_reflection=settings.development,
             log_allow_sample=settings.log_allow_sample_or_default,
@@ -227,6 +233,7 @@ class App:
             raise StartRefused(f"{PREFIX}METRICS_LISTEN: {error}") from None
         if self._follower is not None:
             self._follower.start()
+        self._usage.start()
         self._server.start()
         self._housekeeper.start()
         self._dispatcher.start()
@@ -269,6 +276,7 @@ class App:
         self._housekeeper.stop()
         self._exposures.stop()
         self._dispatcher.stop()
+        self._usage.stop()
         if self._follower is not None:
             self._follower.stop()
         self._metrics.stop()
@@ -328,6 +336,8 @@ def _chores(settings: Settings, resources: Resources, rehashing: Rehashing) -> l
             partial(prune_deliveries, resources, timedelta(days=settings.webhook_log_days)),
         ),
     ]
+    usage_retention = timedelta(days=settings.usage_retention_days)
+    chores.append(Chore("prune usage", PRUNING_SECONDS, partial(prune_usage, resources, usage_retention)))
     if settings.event_retention_days is not None:
         retention = timedelta(days=settings.event_retention_days)
         chores.append(Chore("prune events", PRUNING_SECONDS, partial(prune_events, resources, retention)))

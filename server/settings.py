@@ -134,6 +134,17 @@ class Settings(BaseSettings):
         le=36_500,
         description="Delete webhook deliveries that ended once they are older than so many days.",
     )
+    count_use: bool = Field(
+        default=True,
+        description="Count what keys are used for: 'texture-auth incident' tells it, and it is looked at before an old "
+        "secret is ended.",
+    )
+    usage_retention_days: int = Field(
+        default=400,
+        ge=1,
+        le=36_500,
+        description="Forget what keys were used for once that is longer ago than so many days.",
+    )
     log_format: Literal["json", "console"] | None = Field(
         default=None, description="json, or console for people; the default is console in development."
     )

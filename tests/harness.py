@@ -25,6 +25,7 @@ from texture.auth.v1.caller_service_pb2_grpc import CallerServiceStub
 from texture.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
 from texture.auth.v1.device_service_pb2_grpc import DeviceServiceStub
 from texture.auth.v1.key_service_pb2_grpc import KeyServiceStub
+from texture.auth.v1.usage_service_pb2_grpc import UsageServiceStub
 from texture.auth.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from texture.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 
@@ -84,6 +85,7 @@ class Client:
         self.workspaces = WorkspaceServiceStub(self.channel)
         self.callers = CallerServiceStub(self.channel)
         self.webhooks = WebhookServiceStub(self.channel)
+        self.usage = UsageServiceStub(self.channel)
 
 
 @dataclass(frozen=True)

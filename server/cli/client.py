@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -91,6 +91,15 @@ class Client:
         try:
             return method(request, timeout=self.timeout, metadata=self._metadata())
         except grpc.RpcError as error:
+            explain(error)
+
+    def attempt(self, method: Method[Reply], request: Message, *, unless: Collection[grpc.StatusCode]) -> Reply | None:
+        """Call an RPC as `call` does, but return None for errors of these codes."""
+        try:
+            return method(request, timeout=self.timeout, metadata=self._metadata())
+        except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and error.code() in unless:
+                return None
             explain(error)
 
     def _credentials(self) -> grpc.ChannelCredentials:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import click
 from texture.auth.v1 import device_service_pb2 as pb
 from texture.auth.v1.device_service_pb2_grpc import DeviceServiceStub
+from texture.auth.v1.usage_service_pb2 import ListDeviceKeysRequest
+from texture.auth.v1.usage_service_pb2_grpc import UsageServiceStub
 
 from server.cli.client import Client, client_command
 from server.cli.keys import REASON
 from server.cli.output import show_reply, show_rows
-from server.cli.paging import LIMIT, collect
+from server.cli.paging import LIMIT, collect, collect_reply
 
 _COLUMNS = ("device_id", "workspace_id", "reference_id", "manufacturer", "create_time")
 
@@ -72,6 +74,18 @@ def list_(
     request = pb.ListDevicesRequest(workspace_id=workspace_id, reference_id=reference_id, manufacturers=manufacturers)
     rows, more = collect(client, DeviceServiceStub(client.channel).ListDevices, request, "devices", limit)
     show_rows("devices", rows, _COLUMNS, more, as_json)
+
+
+@client_command(devices, "keys")
+@click.argument("device_id")
+@LIMIT
+def keys_(client: Client, device_id: str, limit: int, as_json: bool) -> None:
+    """List the keys that have touched a device."""
+    request = ListDeviceKeysRequest(device_id=device_id)
+    found = collect_reply(client, UsageServiceStub(client.channel).ListDeviceKeys, request, "touches", limit)
+    show_rows("touches", found.rows, ("key_id", "count", "first_time", "last_time"), found.more, as_json)
+    if found.reply.incomplete:
+        click.echo("incomplete: a key has touched more devices than are remembered, perhaps this one", err=True)
 
 
 @client_command(devices)

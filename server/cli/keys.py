@@ -14,11 +14,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from texture.auth.v1 import key_service_pb2 as pb
 from texture.auth.v1.key_pb2 import Key, KeyKind, KeyState
 from texture.auth.v1.key_service_pb2_grpc import KeyServiceStub
+from texture.auth.v1.usage_service_pb2 import GetKeyUsageRequest
+from texture.auth.v1.usage_service_pb2_grpc import UsageServiceStub
 
 from server.cli.client import REFUSED, Client, client_command, fail, read_secret
 from server.cli.leaked import finds_in, is_redacted, read_text
 from server.cli.output import show, show_reply, show_rows
-from server.cli.paging import LIMIT, collect
+from server.cli.paging import LIMIT, collect, collect_reply
 from server.cli.types import LABEL, LENGTH, TIME
 from server.domain.token import TokenKind, tokens_in
 
@@ -27,6 +29,13 @@ OVERLAP = click.option(
 )
 FORCE = click.option("--force", is_flag=True, help="While an overlap runs: replace the newest secret.")
 ONLY_KEY = click.option("--only-key", is_flag=True, help="Print nothing but the full key.")
+
+
+QUIET = click.option(
+    "--quiet-for", type=LENGTH, help="How long an old secret must not have been used, such as 24h; 1h by default."
+)
+HOURS = ("hour_time", "caller_id", "permission", "decision", "reason", "generation", "count", "last_time")
+_REPLACED = ("generation", "rotation_time", "retire_time", "uses", "safe_to_retire", "safe_time")
 
 
 @click.group()
@@ -398,3 +407,67 @@ def verify_format(as_json: bool) -> None:
 def gitleaks_rule() -> None:
     """Print the rules by which gitleaks finds keys."""
     click.echo(files("server.cli").joinpath("gitleaks.toml").read_text("utf-8"), nl=False)
+
+
+@client_command(keys)
+@click.argument("key_id")
+@click.option("--from", "begin", type=TIME, help="Hours that began then or later, such as 2030-01-31T12:00:00Z.")
+@click.option("--before", "end", type=TIME)
+@LIMIT
+def usage(
+    client: Client, key_id: str, begin: Timestamp | None, end: Timestamp | None, limit: int, as_json: bool
+) -> None:
+    """Tell what a key was used for, by the hour."""
+    request = GetKeyUsageRequest(key_id=key_id, start_time=begin, end_time=end)
+    found = collect_reply(client, UsageServiceStub(client.channel).GetKeyUsage, request, "hours", limit)
+    show_rows("hours", found.rows, HOURS, found.more, as_json)
+    if found.reply.incomplete:
+        click.echo("incomplete: some uses may be missing, or are counted without their caller", err=True)
+
+
+@client_command(keys)
+@click.argument("key_id")
+@QUIET
+def rotation(client: Client, key_id: str, quiet_for: Duration | None, as_json: bool) -> None:
+    """Tell who still uses the old secrets of a key, and whether they may be ended."""
+    request = pb.GetRotationRequest(key_id=key_id, quiet_for=quiet_for)
+    reply = client.call(KeyServiceStub(client.channel).GetRotation, request)
+    show_rows("replaced", reply.replaced, _REPLACED, more=False, as_json=as_json)
+    for one in reply.replaced:
+        if one.processes_silent:
+            click.echo(
+                f"generation {one.generation}: {one.processes_silent} processes have ended without a word since",
+                err=True,
+            )
+
+
+@client_command(keys)
+@click.argument("key_id")
+@click.argument("generation", type=int)
+@QUIET
+@click.option("--force", is_flag=True, help="End it whoever uses it.")
+@REASON
+@_mutation
+def retire(
+    client: Client,
+    key_id: str,
+    generation: int,
+    quiet_for: Duration | None,
+    force: bool,
+    reason: str,
+    on_behalf_of: str,
+    request_id: str,
+    as_json: bool,
+) -> None:
+    """End the overlap of an old secret of a key, which nobody uses any more."""
+    request = pb.RetireGenerationRequest(
+        key_id=key_id,
+        generation=generation,
+        quiet_for=quiet_for,
+        force=force,
+        reason=reason,
+        on_behalf_of_key_id=on_behalf_of,
+        request_id=request_id,
+    )
+    reply = client.call(KeyServiceStub(client.channel).RetireGeneration, request)
+    show_reply(reply, reply.key, as_json)

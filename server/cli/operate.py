@@ -41,6 +41,8 @@ FLAGS: dict[str, Any] = {
     "default_deadline_seconds": float,
     "drain_seconds": float,
     "event_retention_days": int,
+    "count_use": click.BOOL,
+    "usage_retention_days": int,
     "log_format": click.Choice(["json", "console"]),
     "log_level": click.Choice(["debug", "info", "warning", "error"]),
     "log_allow_sample": float,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC
 from typing import Any
@@ -29,6 +30,11 @@ def show(message: Message, as_json: bool, secret: str = "", leave_out: Sequence[
     _print(table)
     if secret:
         click.echo(f"\nShown once, and kept nowhere:\n{secret}")
+
+
+def as_json_object(message: Message) -> Any:
+    """Return a message as `--json` prints it, to be a part of something larger."""
+    return json.loads(_json(message))
 
 
 def show_reply(reply: Message, message: Message, as_json: bool, secret: str = "") -> None:

@@ -15,7 +15,10 @@ from server.domain.token import holds_token
 _MODULES = {
     **dict.fromkeys(("serve", "migrate", "bootstrap"), "operate"),
     **dict.fromkeys(("doctor", "backup", "restore"), "maintain"),
-    **{name: name for name in ("callers", "workspaces", "keys", "links", "devices", "authorize", "webhooks")},
+    **{
+        name: name
+        for name in ("callers", "workspaces", "keys", "links", "devices", "authorize", "webhooks", "incident")
+    },
 }
 
 

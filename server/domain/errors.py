@@ -55,6 +55,8 @@ class ErrorReason(Enum):
     OUTCOME_UNKNOWN = auto()
     WEBHOOK_ENDPOINT_NOT_FOUND = auto()
     WEBHOOK_ENDPOINTS_TOO_MANY = auto()
+    ROTATION_IN_USE = auto()
+    ROTATION_NOT_PROVEN = auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ class EventType(Enum):
     KEY_SUSPENDED = "key.suspended"
     KEY_RESUMED = "key.resumed"
     KEY_ROTATED = "key.rotated"
+    KEY_GENERATION_RETIRED = "key.generation_retired"
     KEY_REVOKED = "key.revoked"
     KEY_EXPOSED = "key.exposed"
     KEY_EXPOSURE_SUSPECTED = "key.exposure_suspected"

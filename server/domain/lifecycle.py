@@ -147,6 +147,24 @@ def rotate_generations(
     return (*kept, new)
 
 
+def retire(key: Key, number: int, now: datetime) -> Key:
+    """End the overlap of an old secret now; one that has ended stays as it is.
+
+    Raises Refusal: KEY_IS_REVOKED; FIELD_INVALID for a generation that the key does not have, or that is in force.
+    """
+    check_not_revoked(key)
+    old = next((generation for generation in key.generations if generation.number == number), None)
+    if old is None:
+        raise invalid("generation", "is none of the key's, or is not kept any more")
+    if old.retire_time is None:
+        raise invalid("generation", "is the one in force: rotate the key first, or revoke it")
+    if old.retired(now):
+        return key
+    ended = replace(old, retire_time=now)
+    generations = tuple(ended if generation is old else generation for generation in key.generations)
+    return replace(key, generations=generations, update_time=now)
+
+
 def _ending_by(generation: Generation, expire_time: datetime | None) -> Generation:
     """Return an old generation as ending no later than its key does: the key's own end may be renewed."""
     if generation.retire_time is None or expire_time is None:

@@ -19,6 +19,7 @@ from server.domain.reasons import OUTCOMES
 from server.domain.token import Token, TokenKind, mint, new_id, parse
 from server.domain.validation import DISPLAY_NAME_LENGTH, Fields
 from server.service.base import Call, Issued, Mutation, Resources, repeated, require_key, require_workspace
+from server.service.counting import UNCOUNTED, Counter, Use
 from server.service.devices import Registration, check_registrations, record_devices
 from server.service.exposures import ExposureService
 from server.service.rehashing import Rehashing
@@ -46,10 +47,13 @@ class Completion:
 class ConnectService:
     """Creates, finds, completes and cancels links."""
 
-    def __init__(self, resources: Resources, exposures: ExposureService, rehashing: Rehashing) -> None:
+    def __init__(
+        self, resources: Resources, exposures: ExposureService, rehashing: Rehashing, counter: Counter = UNCOUNTED
+    ) -> None:
         self._resources = resources
         self._exposures = exposures
         self._rehashing = rehashing
+        self._counter = counter
 
     def create_connect_link(
         self, call: Call, question: Question, redirect_uri: str, reference_id: str, client_state: str
@@ -65,6 +69,7 @@ class ConnectService:
         self._exposures.contain([decision], call.caller_id)
         if question.presented.token is not None and decision.generation is not None:
             self._rehashing.offer(question.presented.token, decision.generation)
+            self._counter.count(Use(decision, question.permission.value, ""), call.caller_id)
         _require_permitted(decision)
         fields = Fields()
         call.check(fields)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -56,28 +56,19 @@ class Revocation:
         return tuple(match.key.key_id for match in self.matches)
 
 
-# Tells when keys were last used, of those that were, as far as a snapshot knows.
-LastUses = Callable[[Reader, Collection[str]], Mapping[str, datetime]]
-
-
-def _never(_reader: Reader, _key_ids: Collection[str]) -> Mapping[str, datetime]:
-    """Know of no use."""
-    return {}
-
-
 class RevocationService:
     """Ends all the keys that match a selection, or none."""
 
-    def __init__(self, resources: Resources, last_uses: LastUses = _never) -> None:
+    def __init__(self, resources: Resources) -> None:
         self._resources = resources
-        self._last_uses = last_uses
 
     def preview(self, call: Call, workspace_id: str, selection: Selection) -> tuple[Revocation, Revision]:
         """Say which keys `revoke` would end, and change nothing. Raises Refusal as `revoke` does."""
         which = self._checked(call, workspace_id, selection)
         with self._resources.store.read() as reader:
             found = _matches(reader, call, which, selection, self._resources.clock())
-            used = self._last_uses(reader, [key.key_id for key in found])
+            last_uses = reader.last_uses([key.key_id for key in found])
+            used = {key_id: last_use.time for key_id, last_use in last_uses.items()}
             return _revocation(found, used), reader.head()
 
     def revoke(self, call: Call, workspace_id: str, selection: Selection, expected_count: int) -> Mutation[Revocation]:

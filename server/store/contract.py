@@ -30,11 +30,15 @@ from server.domain.model import (
     Workspace,
 )
 from server.domain.revision import Revision
+from server.domain.usage import CallerUse, LastUse, Touch, UsageBatch, UsageReport, Use
 
 T = TypeVar("T")
 
 # The instant, on time.monotonic's clock, by which the call under way must be answered. No transaction waits beyond it.
 DEADLINE: ContextVar[float] = ContextVar("DEADLINE", default=math.inf)
+
+# Of how many devices it is remembered that a key touched them.
+MOST_TOUCHES = 10_000
 
 
 def seconds_left() -> float:
@@ -317,6 +321,32 @@ class Reader(Protocol):
     def newest_event_time(self) -> datetime | None:
         """Return the time of the event that was recorded last; None where there is none."""
 
+    def list_key_usage(
+        self, key_id: str, begin: datetime | None, end: datetime | None, after: Cursor | None, limit: int
+    ) -> Page[Use]:
+        """List what a key was used for in hours that began from one instant until another, the oldest first."""
+
+    def total_key_usage(self, key_id: str, begin: datetime | None, end: datetime | None) -> Sequence[Use]:
+        """Return the same added up over all hours, in no order; `hour` is the first of them, and none is `retiring`."""
+
+    def usage_of_replaced(self, key_id: str) -> Mapping[int, Sequence[CallerUse]]:
+        """Return who has used secrets of a key since they were replaced, by their generation."""
+
+    def last_uses(self, key_ids: Collection[str]) -> Mapping[str, LastUse]:
+        """Return when keys were last used, of those that were, with whatever secret of theirs was right."""
+
+    def list_key_devices(self, key_id: str, after: Cursor | None, limit: int) -> Page[Touch]:
+        """List the devices that a key has touched, in order of their ids, those included that are no more."""
+
+    def list_device_keys(self, device_id: str, after: Cursor | None, limit: int) -> Page[Touch]:
+        """List the keys that have touched a device, in order of their ids."""
+
+    def touches_left_out(self, workspace_id: str) -> bool:
+        """Tell whether any key of a workspace has touched devices of which that is not remembered."""
+
+    def usage_reports(self) -> Sequence[UsageReport]:
+        """Return how far each process has come in telling what keys were used for, in no order."""
+
     def pepper_usage(self, now: datetime) -> Mapping[str, PepperUsage]:
         """Return what is in force under each pepper, by the pepper's id; one that nothing needs is not in it.
 
@@ -388,8 +418,8 @@ class Writer(Reader, Protocol):
     def remove_end_user(self, end_user: EndUser) -> Belongings:
         """Delete the devices, the Connect links, however they ended, and the scoped keys of an end user.
 
-        Keys go with their generations and labels, and with the places where they were exposed. Events are left as they
-        are. Return how many of each there were.
+        Keys go with their generations and labels, with the places where they were exposed and with what they were used
+        for; devices with who touched them. Events are left as they are. Return how many of each there were.
         """
 
     def add_caller(self, caller: Caller) -> None:
@@ -485,6 +515,20 @@ class Notes(Reader, Protocol):
 
     def prune_webhook_deliveries(self, before: datetime, limit: int) -> int:
         """Delete deliveries that ended and were created before an instant, so many at most; return how many."""
+
+    def add_usage(self, batch: UsageBatch) -> None:
+        """Add what a process has counted, and note its report; once, however often it is given the same sequence.
+
+        What is about keys that are no more is left out, and so are touches of devices that are no more. Of a key no
+        more than MOST_TOUCHES devices are kept; that more were touched is noted. The report of a process that has
+        ended, and has counted all, is forgotten.
+        """
+
+    def prune_usage(self, before: datetime, limit: int) -> int:
+        """Forget uses in hours that began before an instant, and touches and reports of which the last was before it.
+
+        About so many of each at most, and hours as a whole; return how many were forgotten.
+        """
 
 
 class Store(Protocol):

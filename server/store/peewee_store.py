@@ -45,6 +45,7 @@ from server.store.contract import (
     Writer,
     seconds_left,
 )
+from server.store.usage_rows import UsageNoting, UsageReading
 from server.store.webhook_rows import WebhookNoting, WebhookReading, WebhookWriting
 
 T = TypeVar("T")
@@ -197,7 +198,7 @@ class PeeweeStore:
             self._engine.commit()
 
 
-class PeeweeReader(WebhookReading):
+class PeeweeReader(WebhookReading, UsageReading):
     """The queries, in a transaction that is open."""
 
     def __init__(self, database: peewee.Database, now: Callable[[], datetime]) -> None:
@@ -515,7 +516,7 @@ class PeeweeReader(WebhookReading):
         return next(iter(statements.select(self._database, table, column.name, _storable([value]))), None)
 
 
-class PeeweeNotes(PeeweeReader, WebhookNoting):
+class PeeweeNotes(UsageNoting, PeeweeReader, WebhookNoting):
     """The changes to what is no fact."""
 
 
@@ -647,7 +648,11 @@ class PeeweeWriter(PeeweeReader, WebhookWriting):
         for part in (tables.KeyGeneration, tables.KeyLabel, tables.Exposure):
             part.delete().where(part.key_id.in_(theirs)).execute(self._database)
         keys = self._remove_of(KEY, tables.Key, tables.Key.key_id, end_user)
-        devices = self._remove_of(DEVICE, tables.Device, tables.Device.device_id, end_user)
+        table = tables.Device
+        device_ids = [row["device_id"] for row in self._rows(table.select(table.device_id).where(_of(table, end_user)))]
+        devices = self._remove_of(DEVICE, table, table.device_id, end_user)
+        # Once the devices are gone, nobody notes another touch of them.
+        self._forget_touches(device_ids)
         return Belongings(devices=devices, keys=keys, connect_links=links)
 
     def add_caller(self, caller: Caller) -> None:

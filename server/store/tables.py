@@ -437,6 +437,81 @@ class WebhookDelivery(Model):
         )
 
 
+def of_key(name: str) -> SQL:
+    """Return the foreign key to a customer's key of what goes with it."""
+    return SQL(f"CONSTRAINT {name} FOREIGN KEY (key_id) REFERENCES api_key (key_id) ON DELETE CASCADE")
+
+
+class KeyUsage(Model):
+    """What keys were used for, counted by the hour."""
+
+    key_id = TextField()
+    hour = InstantField(index=True)
+    generation = IntegerField()
+    retiring = IntegerField()
+    caller_id = TextField()
+    permission = TextField()
+    reason = TextField()
+    count = BigIntegerField()
+    first_time = InstantField()
+    last_time = InstantField()
+
+    class Meta:
+        table_name = "key_usage"
+        primary_key = CompositeKey("key_id", "hour", "generation", "retiring", "caller_id", "permission", "reason")
+        constraints = (Check("retiring IN (0, 1)", "key_usage_retiring_or_not"), of_key("key_usage_of_key"))
+
+
+class KeyLastUse(Model):
+    """When keys were last used, of how many devices it is kept that they touched them, and whether there were more."""
+
+    key_id = TextField(primary_key=True)
+    last_time = InstantField()
+    devices = IntegerField()
+    devices_left_out_time = InstantField(null=True)
+
+    class Meta:
+        table_name = "key_last_use"
+        constraints = (of_key("key_last_use_of_key"),)
+
+
+KeyLastUse.add_index(
+    KeyLastUse.index(
+        KeyLastUse.key_id, where=KeyLastUse.devices_left_out_time.is_null(False), name="key_last_use_left_out"
+    )
+)
+
+
+class DeviceTouch(Model):
+    """Which devices keys have touched. A device may be gone meanwhile."""
+
+    key_id = TextField()
+    device_id = TextField()
+    count = BigIntegerField()
+    first_time = InstantField()
+    last_time = InstantField(index=True)
+
+    class Meta:
+        table_name = "device_touch"
+        primary_key = CompositeKey("key_id", "device_id")
+        indexes = ((("device_id", "key_id"), False),)
+        constraints = (of_key("device_touch_of_key"),)
+
+
+class UsageReport(Model):
+    """How far each process has come in telling what keys were used for."""
+
+    process_id = TextField(primary_key=True)
+    sequence = BigIntegerField()
+    start_time = InstantField()
+    report_time = InstantField()
+    end_time = InstantField(null=True)
+    uncounted_time = InstantField(null=True)
+
+    class Meta:
+        table_name = "usage_report"
+
+
 # In an order in which they can be created.
 TABLES = (
     Revision,
@@ -459,4 +534,8 @@ TABLES = (
     WebhookSecret,
     WebhookProgress,
     WebhookDelivery,
+    KeyUsage,
+    KeyLastUse,
+    DeviceTouch,
+    UsageReport,
 )

@@ -67,6 +67,8 @@ CODES = {
     ErrorReason.OUTCOME_UNKNOWN: grpc.StatusCode.UNAVAILABLE,
     ErrorReason.WEBHOOK_ENDPOINT_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     ErrorReason.WEBHOOK_ENDPOINTS_TOO_MANY: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.ROTATION_IN_USE: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.ROTATION_NOT_PROVEN: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 

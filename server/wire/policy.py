@@ -25,6 +25,8 @@ _BY_SERVICE = {
         "SuspendKey": _KEY_ADMIN,
         "ResumeKey": _KEY_ADMIN,
         "RotateKey": _KEY_ADMIN,
+        "GetRotation": _KEY_ADMIN,
+        "RetireGeneration": _KEY_ADMIN,
         "RevokeKey": _KEY_ADMIN,
         "RevokeKeys": _KEY_ADMIN,
         "ReportExposedKeys": _KEY_ADMIN,
@@ -69,6 +71,11 @@ _BY_SERVICE = {
         "ListWebhookDeliveries": _KEY_ADMIN,
         "ReplayWebhookDeliveries": _KEY_ADMIN,
         "TestWebhookEndpoint": _KEY_ADMIN,
+    },
+    "texture.auth.v1.UsageService": {
+        "GetKeyUsage": _KEY_ADMIN,
+        "ListKeyDevices": _KEY_ADMIN,
+        "ListDeviceKeys": _KEY_ADMIN | _DEVICES,
     },
     "grpc.reflection.v1alpha.ServerReflection": {
         "ServerReflectionInfo": _OPERATOR,

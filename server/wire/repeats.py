@@ -18,13 +18,14 @@ from server.domain.decision import Question
 from server.domain.reasons import Reason
 from server.domain.revision import Revision, decode
 from server.service.authorization import Answer
+from server.service.counting import Use
 from server.service.facts import FactCache
 from server.service.memo import Conclusion, Memo
 from server.service.telemetry import Telemetry
 from server.store.contract import DEVICE, KEY
 from server.wire import convert
 
-# How many answers are kept. Each takes about 750 bytes.
+# How many answers are kept. Each takes about 1,300 bytes, with the counter of its uses.
 MOST_ANSWERS = 16_384
 
 _PERMITTED = (Reason.PERMITTED,)
@@ -39,6 +40,7 @@ class Allowed:
     frame: bytes = field(repr=False)
     permission: str
     key_id: str
+    use: Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ class Repeats:
         alone = convert.answer(Answer(answer.decision, "", None), "").SerializeToString()
         whole = len(alone) + _REVISION_BYTES + _ID_BYTES
         framed = BATCH_ANSWER(answer=bytes(whole)).SerializeToString()
-        allowed = Allowed(alone, framed[: len(framed) - whole], question.permission.value, key.key_id)
+        use = Use(answer.decision, question.permission.value, question.device_id)
+        allowed = Allowed(alone, framed[: len(framed) - whole], question.permission.value, key.key_id, use)
         self._memo.keep(raw, Conclusion(allowed, answer.grounds, answer.decision.valid_until))
         return allowed
 

@@ -19,6 +19,8 @@ from texture.auth.v1 import (
     device_service_pb2_grpc,
     key_service_pb2,
     key_service_pb2_grpc,
+    usage_service_pb2,
+    usage_service_pb2_grpc,
     webhook_service_pb2,
     webhook_service_pb2_grpc,
     workspace_service_pb2,
@@ -35,7 +37,9 @@ from server.service.keys import KeyService
 from server.service.rehashing import Rehashing
 from server.service.reports import ReportService
 from server.service.revocations import RevocationService
+from server.service.rotations import RotationService
 from server.service.telemetry import Telemetry
+from server.service.usage import UsageReporter, UsageService
 from server.service.webhooks import WebhookService
 from server.service.workspaces import WorkspaceService
 from server.wire.arrivals import Arrivals
@@ -49,6 +53,7 @@ from server.wire.servicers.callers import CallerServicer
 from server.wire.servicers.connect import ConnectServicer
 from server.wire.servicers.devices import DeviceServicer
 from server.wire.servicers.keys import KeyServicer
+from server.wire.servicers.usage import UsageServicer
 from server.wire.servicers.webhooks import WebhookServicer
 from server.wire.servicers.workspaces import WorkspaceServicer
 from server.wire.tls import ReloadingCredentials
@@ -63,6 +68,7 @@ SERVICES = tuple(
         (workspace_service_pb2, "WorkspaceService"),
         (caller_service_pb2, "CallerService"),
         (webhook_service_pb2, "WebhookService"),
+        (usage_service_pb2, "UsageService"),
     )
 )
 
@@ -84,6 +90,7 @@ class GrpcServer:
         resources: Resources,
         rehashing: Rehashing,
         exposures: ExposureService,
+        usage: UsageReporter,
         limits: Limits,
         *,
         open_reflection: bool,
@@ -116,15 +123,22 @@ class GrpcServer:
             authorize.AuthorizeServicer(
                 AuthorizationService(resources, exposures, rehashing, next_id),
                 Repeats(resources.cache, clock, next_id, resources.telemetry),
+                usage.counter,
             ),
             self._server,
         )
         key_service_pb2_grpc.add_KeyServiceServicer_to_server(
-            KeyServicer(KeyService(resources), RevocationService(resources), ReportService(resources), clock),
+            KeyServicer(
+                KeyService(resources),
+                RevocationService(resources),
+                ReportService(resources),
+                RotationService(resources, usage),
+                clock,
+            ),
             self._server,
         )
         connect_service_pb2_grpc.add_ConnectServiceServicer_to_server(
-            ConnectServicer(ConnectService(resources, exposures, rehashing), clock), self._server
+            ConnectServicer(ConnectService(resources, exposures, rehashing, usage.counter), clock), self._server
         )
         device_service_pb2_grpc.add_DeviceServiceServicer_to_server(
             DeviceServicer(DeviceService(resources)), self._server
@@ -135,6 +149,9 @@ class GrpcServer:
         caller_service_pb2_grpc.add_CallerServiceServicer_to_server(CallerServicer(callers), self._server)
         webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(
             WebhookServicer(WebhookService(resources, webhook_private_hosts)), self._server
+        )
+        usage_service_pb2_grpc.add_UsageServiceServicer_to_server(
+            UsageServicer(UsageService(resources, usage)), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

@@ -23,13 +23,14 @@ from texture.auth.v1 import caller_service_pb2 as caller_pb
 from texture.auth.v1 import connect_service_pb2 as connect_pb
 from texture.auth.v1 import device_service_pb2 as device_pb
 from texture.auth.v1 import key_service_pb2 as key_pb
+from texture.auth.v1 import usage_service_pb2 as usage_pb
 from texture.auth.v1 import workspace_service_pb2 as workspace_pb
 from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER, Caller
 from texture.auth.v1.key_pb2 import KEY_KIND_CONNECT, KEY_KIND_SERVER, Key
 from texture.auth.v1.request_context_pb2 import RequestContext
 from texture.auth.v1.workspace_pb2 import ENVIRONMENT_SANDBOX, Workspace
 
-MODULES = (authorize_pb, caller_pb, connect_pb, device_pb, key_pb, workspace_pb)
+MODULES = (authorize_pb, caller_pb, connect_pb, device_pb, key_pb, usage_pb, workspace_pb)
 METHODS: dict[str, MethodDescriptor] = {
     f"/{service.full_name}/{method.name}": method
     for module in MODULES
@@ -251,6 +252,8 @@ def _keys(workspace_id: str) -> Scenario:
     yield key_pb.ResumeKeyRequest(key_id=key_id, reason="audited")
     rotated = yield key_pb.RotateKeyRequest(key_id=key_id, overlap=Duration(seconds=3600))
     yield key_pb.RotateKeyRequest(key_id=key_id, force=True, reason="lost")
+    yield key_pb.GetRotationRequest(key_id=key_id, quiet_for=Duration(seconds=60))
+    yield key_pb.RetireGenerationRequest(key_id=key_id, generation=1, force=True, reason="nobody has it")
     yield key_pb.LookupKeyRequest(api_key=rotated.api_key)
     yield key_pb.GetKeyRequest(key_id=key_id)
     yield key_pb.ListKeysRequest(workspace_id=workspace_id, labels={"team": "grid"})
@@ -289,6 +292,9 @@ def _decisions(workspace_id: str) -> Scenario:
     asked = {"api_key": made.api_key, "permission": "devices:read", "device_id": "battery-0", "context": CONTEXT}
     yield authorize_pb.AuthorizeRequest(**asked)
     yield authorize_pb.BatchAuthorizeRequest(questions=[authorize_pb.Question(**asked)])
+    yield usage_pb.GetKeyUsageRequest(key_id=made.key.key_id)
+    yield usage_pb.ListKeyDevicesRequest(key_id=made.key.key_id)
+    yield usage_pb.ListDeviceKeysRequest(device_id="battery-0")
     yield authorize_pb.ExplainAuthorizationRequest(**asked)
     yield authorize_pb.ExplainAuthorizationRequest(key_id=made.key.key_id, permission="devices:list")
     site = yield key_pb.CreateKeyRequest(

@@ -16,6 +16,7 @@ from tests.store.promises_of_lists import ListPromises
 from tests.store.promises_of_races import RacePromises
 from tests.store.promises_of_transactions import TransactionPromises
 from tests.store.promises_of_upkeep import UpkeepPromises
+from tests.store.promises_of_usage import UsagePromises
 from tests.store.promises_of_webhooks import WebhookPromises
 from tests.store.support import Threads
 
@@ -30,6 +31,7 @@ class StoreConformance(
     FollowerPromises,
     LineagePromises,
     WebhookPromises,
+    UsagePromises,
 ):
     """Every promise of `server.store.contract`. A subclass gives an engine on a new, migrated, empty database."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from google.protobuf import descriptor_pool, message_factory
@@ -18,7 +19,7 @@ from server.domain.token import new_id
 from server.domain.webhooks import MAXIMUM_ENDPOINTS
 from server.wire.server import SERVICES
 from tests.harness import Client, Service
-from tests.wire.helpers import OTHER_USER, REDIRECT_URI, USER, WORKSPACE, make_key, register
+from tests.wire.helpers import OTHER_USER, REDIRECT_URI, USER, WORKSPACE, make_key, register, rotate
 
 METHODS: Mapping[str, MethodDescriptor] = {
     f"/{service}/{method.name}": method
@@ -124,6 +125,12 @@ def _webhook_url(service: Service) -> str:
     return WEBHOOK_URL
 
 
+def _rotated(service: Service) -> str:
+    key_id = make_key(service).key.key_id
+    rotate(service, key_id, overlap=timedelta(days=1))
+    return key_id
+
+
 # What the fields of valid requests hold, by their names; the others are left out.
 VALUES: Mapping[str, Any] = {
     "api_key": Made(lambda service: make_key(service).api_key),
@@ -158,6 +165,7 @@ OWN_VALUES: Mapping[str, Mapping[str, Any]] = {
         "update_mask": "description",
         "url": WEBHOOK_URL,
     },
+    "RetireGeneration": {"key_id": Made(_rotated), "generation": 1, "force": True},
 }
 
 

@@ -17,6 +17,7 @@ from tests.harness import Service, refused
 from tests.wire.helpers import (
     OTHER_USER,
     OTHER_WORKSPACE,
+    authorize,
     count_rows,
     current_revision,
     make_connect_key,
@@ -170,10 +171,38 @@ def _two_deliveries(service: Service) -> dict[str, Any]:
     return {"webhook_endpoint_id": webhook_endpoint_id, "state": 0}
 
 
+def _used_key(service: Service) -> str:
+    """Return the id of a key that is used for two things on each of two devices."""
+    register(service, "used-1", "used-2")
+    key = make_key(service)
+    for device_id in ("used-1", "used-2"):
+        for permission in ("devices:read", "devices:command"):
+            authorize(service, key.api_key, permission, device_id)
+    return key.key.key_id
+
+
+def _two_uses(service: Service) -> dict[str, Any]:
+    return {"key_id": _used_key(service)}
+
+
+def _two_users(service: Service) -> dict[str, Any]:
+    _used_key(service)
+    _used_key(service)
+    return {"device_id": "used-1"}
+
+
+def _another_device(service: Service) -> str:
+    _used_key(service)
+    return "used-2"
+
+
 # What makes a list of two at least, and returns the fields by which it is asked for.
 LISTS = {
+    "GetKeyUsage": _two_uses,
     "ListCallers": _two_callers,
+    "ListDeviceKeys": _two_users,
     "ListDevices": _two_devices,
+    "ListKeyDevices": _two_uses,
     "ListKeyEvents": _two_events,
     "ListKeys": _two_keys,
     "ListWebhookDeliveries": _two_deliveries,
@@ -182,11 +211,14 @@ LISTS = {
 }
 # Another value of each field that narrows a list.
 OTHER_FILTERS: dict[str, Callable[[Service], Any]] = {
+    "device_id": _another_device,
+    "end_time": lambda service: timestamp(service.clock.now),
     "key_id": _suspended,
     "kind": lambda _: KEY_KIND_CONNECT,
     "labels": lambda _: {"team": "billing"},
     "manufacturers": lambda _: ["acme"],
     "reference_id": lambda _: OTHER_USER,
+    "start_time": lambda service: timestamp(service.clock.now - HOUR),
     "state": lambda _: KEY_STATE_REVOKED,
     "webhook_endpoint_id": new_webhook_endpoint,
     "workspace_id": lambda service: make_workspace(service, "grid-three"),

@@ -75,6 +75,12 @@ def rotate(service: Service, key_id: str, actor: str, **fields: Any) -> Message:
     return service.operator.keys.RotateKey(pb.RotateKeyRequest(key_id=key_id, on_behalf_of_key_id=actor, **fields))
 
 
+def retiring(service: Service, key_id: str, actor: str) -> Message:
+    service.operator.keys.RotateKey(pb.RotateKeyRequest(key_id=key_id, overlap=duration(HOUR)))
+    request = pb.RetireGenerationRequest(key_id=key_id, generation=1, force=True, on_behalf_of_key_id=actor)
+    return service.operator.keys.RetireGeneration(request)
+
+
 def revoking(service: Service, key_id: str, actor: str) -> Message:
     return service.operator.keys.RevokeKey(pb.RevokeKeyRequest(key_id=key_id, on_behalf_of_key_id=actor))
 
@@ -121,6 +127,7 @@ MUTATIONS = {
     "SuspendKey": Mutation(suspending, "keys:manage", "key.suspended"),
     "ResumeKey": Mutation(resume, "keys:manage", "key.resumed"),
     "RotateKey": Mutation(rotate, "keys:manage", "key.rotated"),
+    "RetireGeneration": Mutation(retiring, "keys:manage", "key.generation_retired"),
     "RevokeKey": Mutation(revoking, "keys:manage", "key.revoked"),
     "RevokeKeys": Mutation(revoking_all, "keys:manage", "key.revoked"),
     "UpdateWorkspace": Mutation(configure, "workspace:configure", "workspace.updated"),

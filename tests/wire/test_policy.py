@@ -9,6 +9,7 @@ from texture.auth.v1 import (
     connect_service_pb2,
     device_service_pb2,
     key_service_pb2,
+    usage_service_pb2,
     webhook_service_pb2,
     workspace_service_pb2,
 )
@@ -26,6 +27,7 @@ MODULES = (
     device_service_pb2,
     key_service_pb2,
     webhook_service_pb2,
+    usage_service_pb2,
     workspace_service_pb2,
 )
 

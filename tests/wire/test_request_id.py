@@ -28,6 +28,7 @@ from tests.wire.helpers import (
     make_key,
     make_workspace,
     register,
+    rotate,
     suspend,
 )
 
@@ -46,7 +47,9 @@ def ids(service: Service) -> Ids:
     service.caller("device-api", ROLE_AUTHORIZER)
     leaving = make_key(service, labels={"team": "leaving"})
     found = {"key_id": leaving.key.key_id, "api_key": leaving.api_key, "suspended": make_key(service).key.key_id}
+    found["rotated"] = make_key(service).key.key_id
     suspend(service, found["suspended"])
+    rotate(service, found["rotated"], overlap=DAY)
     return found
 
 
@@ -172,6 +175,12 @@ CALLS = {
             _about_key(key_service_pb2.RotateKeyRequest),
             _about_key(key_service_pb2.RotateKeyRequest, force=True),
             "key_id",
+        ),
+        Call(
+            "keys",
+            "RetireGeneration",
+            _about_key(key_service_pb2.RetireGenerationRequest, "rotated", generation=1, force=True),
+            _about_key(key_service_pb2.RetireGenerationRequest, "rotated", generation=1),
         ),
         Call(
             "keys",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,11 @@ from server.domain.reasons import OUTCOMES, Reason
 from server.domain.revision import Revision
 from server.domain.validation import BATCH, Fields
 from server.service.authorization import Answer, AuthorizationService
+from server.service.counting import UNCOUNTED, Counter, Use
+from server.service.memo import Conclusion
 from server.wire import convert
 from server.wire.messages import parsed
-from server.wire.repeats import BATCH_REQUEST, BATCH_RESPONSE, Found, Repeats
+from server.wire.repeats import BATCH_REQUEST, BATCH_RESPONSE, Allowed, Found, Repeats
 from server.wire.rpc import CURRENT, log_part, note
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AuthorizeService"]
@@ -26,11 +28,12 @@ SERVICE = pb.DESCRIPTOR.services_by_name["AuthorizeService"]
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """The answers to a batch as bytes (BatchAnswer), and those of them that had to be worked out."""
+    """The answers to a batch as bytes (BatchAnswer), those that had to be worked out, and what was found of others."""
 
     messages: list[bytes]
     revision: Revision
     worked_out: list[tuple[Question | Refusal, Answer | Refusal]]
+    repeated: Sequence[Conclusion[Allowed] | None] = ()
 
 
 def add_to_server(servicer: AuthorizeServicer, server: grpc.Server) -> None:
@@ -54,9 +57,10 @@ class AuthorizeServicer:
     Authorize and BatchAuthorize take and give messages as they are on the wire.
     """
 
-    def __init__(self, service: AuthorizationService, repeats: Repeats) -> None:
+    def __init__(self, service: AuthorizationService, repeats: Repeats, counter: Counter = UNCOUNTED) -> None:
         self._service = service
         self._repeats = repeats
+        self._counter = counter
 
     def Authorize(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """Answer one question."""
@@ -65,6 +69,7 @@ class AuthorizeServicer:
         if again is not None:
             rpc.routine = True
             rpc.notes = _notes(again.allowed.permission, Reason.PERMITTED, again.allowed.key_id, again.decision_id)
+            self._counter.count(again.allowed.use, rpc.caller_id)
             return again.message
         request = parsed(raw, pb.AuthorizeRequest.FromString)
         question = _question(request)
@@ -73,6 +78,7 @@ class AuthorizeServicer:
         if isinstance(answer, Refusal):
             raise answer
         note(**_loggable(question, answer))
+        self._counter.count_all(_uses([(question, answer)]), rpc.caller_id)
         rpc.routine = answer.decision.allowed
         return self._repeats.first(raw, question, answer, answers.revision)
 
@@ -89,6 +95,9 @@ class AuthorizeServicer:
         if batch is None:
             # Nothing was found, or something was committed meanwhile, and what was found may be of before.
             batch = self._work_out(raws, request.at_least_revision)
+        caller_id = CURRENT.get().caller_id
+        self._counter.count_all((one.value.use for one in batch.repeated if one is not None), caller_id)
+        self._counter.count_all(_uses(batch.worked_out), caller_id)
         for question, answer in batch.worked_out:
             if isinstance(question, Question) and isinstance(answer, Answer) and not answer.decision.allowed:
                 log_part(**_loggable(question, answer))
@@ -111,10 +120,10 @@ class AuthorizeServicer:
         if messages is None or found.applied is None:
             return None
         if rest is None:
-            return _Batch(messages, found.applied, [])
+            return _Batch(messages, found.applied, [], found.conclusions)
         for number, message in zip(missing, rest.messages, strict=True):
             messages[number] = message
-        return _Batch(messages, found.applied, rest.worked_out)
+        return _Batch(messages, found.applied, rest.worked_out, found.conclusions)
 
     def _work_out(self, raws: Sequence[bytes], at_least_revision: str) -> _Batch:
         questions = [_question_or_refusal(parsed(raw, pb.Question.FromString)) for raw in raws]
@@ -172,6 +181,13 @@ def _question_or_refusal(message: pb.Question) -> Question | Refusal:
         return _question(message)
     except Refusal as refusal:
         return refusal
+
+
+def _uses(worked_out: Iterable[tuple[Question | Refusal, Answer | Refusal]]) -> Iterator[Use]:
+    """Return the uses of keys that decisions were; of a key that is unknown, or its secret wrong, there is none."""
+    for question, answer in worked_out:
+        if isinstance(question, Question) and isinstance(answer, Answer) and answer.decision.key is not None:
+            yield Use(answer.decision, question.permission.value, question.device_id)
 
 
 def _loggable(question: Question, answer: Answer) -> dict[str, object]:

@@ -11,10 +11,12 @@ from texture.auth.v1.key_pb2 import Key as KeyMessage
 
 from server.domain.errors import invalid
 from server.domain.model import Key
+from server.domain.usage import Retirement
 from server.service.base import Clock
 from server.service.keys import KeyFields, KeyService
 from server.service.reports import Report, Reported, ReportService
 from server.service.revocations import Match, RevocationService, Selection
+from server.service.rotations import RotationService
 from server.wire import convert
 from server.wire.rpc import call_of, note, note_id
 
@@ -23,11 +25,17 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     """KeyService, as `key_service.proto` describes it."""
 
     def __init__(
-        self, service: KeyService, revocations: RevocationService, reports: ReportService, clock: Clock
+        self,
+        service: KeyService,
+        revocations: RevocationService,
+        reports: ReportService,
+        rotations: RotationService,
+        clock: Clock,
     ) -> None:
         self._service = service
         self._revocations = revocations
         self._reports = reports
+        self._rotations = rotations
         self._clock = clock
 
     def CreateKey(self, request: pb.CreateKeyRequest, context: grpc.ServicerContext) -> pb.CreateKeyResponse:
@@ -99,6 +107,28 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         return pb.RotateKeyResponse(
             key=self._message(rotated.entity),
             api_key=rotated.secret,
+            revision=mutation.revision.encode(),
+            propagation=convert.propagation(mutation.propagation),
+        )
+
+    def GetRotation(self, request: pb.GetRotationRequest, context: grpc.ServicerContext) -> pb.GetRotationResponse:
+        """Tell who still uses old secrets of a key."""
+        note_id("key_id", request.key_id)
+        quiet_for = convert.length_of_time(request, "quiet_for", "quiet_for")
+        found = self._rotations.get_rotation(request.key_id, quiet_for)
+        return pb.GetRotationResponse(replaced=map(_replaced, found))
+
+    def RetireGeneration(
+        self, request: pb.RetireGenerationRequest, context: grpc.ServicerContext
+    ) -> pb.RetireGenerationResponse:
+        """End an old secret of a key."""
+        note_id("key_id", request.key_id)
+        quiet_for = convert.length_of_time(request, "quiet_for", "quiet_for")
+        mutation = self._rotations.retire_generation(
+            call_of(request), request.key_id, request.generation, quiet_for, force=request.force
+        )
+        return pb.RetireGenerationResponse(
+            key=self._message(mutation.value),
             revision=mutation.revision.encode(),
             propagation=convert.propagation(mutation.propagation),
         )
@@ -191,6 +221,28 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
             answer.workspace_id = done.key.workspace_id
             answer.state = convert.STATE.to_proto(done.key.state_at(self._clock()))
         return answer
+
+
+def _replaced(found: Retirement) -> pb.ReplacedSecret:
+    return pb.ReplacedSecret(
+        generation=found.generation,
+        rotation_time=convert.timestamp(found.rotation_time),
+        retire_time=convert.timestamp(found.retire_time),
+        uses=[
+            pb.ReplacedSecretUse(
+                caller_id=use.caller_id,
+                count=use.span.count,
+                first_time=convert.timestamp(use.span.first_time),
+                last_time=convert.timestamp(use.span.last_time),
+            )
+            for use in found.uses
+        ],
+        safe_to_retire=found.safe,
+        safe_time=convert.timestamp(found.safe_time),
+        reported_until_time=convert.timestamp(found.reported_until),
+        unsure_until_time=convert.timestamp(found.unsure_until),
+        processes_silent=found.silent_processes,
+    )
 
 
 def _selection(message: pb.RevokeKeysFilter) -> Selection:

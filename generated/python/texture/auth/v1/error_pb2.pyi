@@ -127,6 +127,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: there is no such webhook endpoint."""
     ERROR_REASON_WEBHOOK_ENDPOINTS_TOO_MANY: _ErrorReason.ValueType  # 51
     """FAILED_PRECONDITION: the workspace has as many webhook endpoints as it may; metadata `maximum`."""
+    ERROR_REASON_ROTATION_IN_USE: _ErrorReason.ValueType  # 52
+    """FAILED_PRECONDITION: the old secret was used since the rotation, and not long enough ago; metadata `last_caller_id`
+    and `last_use_time` say for whom and when last, `safe_time` when it may be ended if nobody uses it again.
+    """
+    ERROR_REASON_ROTATION_NOT_PROVEN: _ErrorReason.ValueType  # 53
+    """FAILED_PRECONDITION: no use of the old secret is known that speaks against ending it, but not every process has
+    reported for long enough; metadata `safe_time` says when they will have. It is missing while a process runs that
+    does not count uses.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The stable reasons of this service's errors. Every error but gRPC's own (UNIMPLEMENTED for an unknown method,
@@ -244,4 +253,13 @@ ERROR_REASON_WEBHOOK_ENDPOINT_NOT_FOUND: ErrorReason.ValueType  # 50
 """NOT_FOUND: there is no such webhook endpoint."""
 ERROR_REASON_WEBHOOK_ENDPOINTS_TOO_MANY: ErrorReason.ValueType  # 51
 """FAILED_PRECONDITION: the workspace has as many webhook endpoints as it may; metadata `maximum`."""
+ERROR_REASON_ROTATION_IN_USE: ErrorReason.ValueType  # 52
+"""FAILED_PRECONDITION: the old secret was used since the rotation, and not long enough ago; metadata `last_caller_id`
+and `last_use_time` say for whom and when last, `safe_time` when it may be ended if nobody uses it again.
+"""
+ERROR_REASON_ROTATION_NOT_PROVEN: ErrorReason.ValueType  # 53
+"""FAILED_PRECONDITION: no use of the old secret is known that speaks against ending it, but not every process has
+reported for long enough; metadata `safe_time` says when they will have. It is missing while a process runs that
+does not count uses.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -42,11 +42,12 @@ class Event(_message.Message):
     """Its place in the log: a decimal number, larger than that of every earlier event."""
     type: _builtins.str
     """What happened: `workspace.created`, `workspace.updated`, `key.created`, `key.updated`, `key.suspended`,
-    `key.resumed`, `key.rotated`, `key.revoked`, `key.exposed`, `key.exposure_suspected`, `connect_link.created`,
-    `connect_link.completed`, `connect_link.cancelled`, `device.registered`, `device.updated`, `device.transferred`,
-    `device.removed`, `caller.created`, `caller.updated`, `caller.rotated`, `caller.revoked`, `caller.exposed`,
-    `end_user.erased`, `webhook_endpoint.created`, `webhook_endpoint.updated`, `webhook_endpoint.secret_rotated`,
-    `webhook_endpoint.disabled` (by this service itself), `webhook_endpoint.deleted`. More may be added.
+    `key.resumed`, `key.rotated`, `key.generation_retired`, `key.revoked`, `key.exposed`, `key.exposure_suspected`,
+    `connect_link.created`, `connect_link.completed`, `connect_link.cancelled`, `device.registered`,
+    `device.updated`, `device.transferred`, `device.removed`, `caller.created`, `caller.updated`, `caller.rotated`,
+    `caller.revoked`, `caller.exposed`, `end_user.erased`, `webhook_endpoint.created`, `webhook_endpoint.updated`,
+    `webhook_endpoint.secret_rotated`, `webhook_endpoint.disabled` (by this service itself),
+    `webhook_endpoint.deleted`. More may be added.
     """
     workspace_id: _builtins.str
     """The workspace it happened in; empty for callers."""

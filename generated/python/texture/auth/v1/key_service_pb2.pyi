@@ -672,6 +672,252 @@ class RotateKeyResponse(_message.Message):
 Global___RotateKeyResponse: _TypeAlias = RotateKeyResponse  # noqa: Y015
 
 @_typing.final
+class GetRotationRequest(_message.Message):
+    """Which key's old secrets to tell of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    QUIET_FOR_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """The key."""
+    @_builtins.property
+    def quiet_for(self) -> _duration_pb2.Duration:
+        """How long a secret must not have been used to be safe to end: 0 to 30 days. Unset means an hour. Choose it longer than
+        the pauses of whoever uses the key seldom, such as a job at night.
+        """
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        quiet_for: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quiet_for", b"quiet_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "quiet_for", b"quiet_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRotationRequest: _TypeAlias = GetRotationRequest  # noqa: Y015
+
+@_typing.final
+class ReplacedSecretUse(_message.Message):
+    """Uses of an old secret since it was replaced, for one caller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLER_ID_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_TIME_FIELD_NUMBER: _builtins.int
+    LAST_TIME_FIELD_NUMBER: _builtins.int
+    caller_id: _builtins.str
+    """The internal service that it was presented to. Empty where too much was going on to tell callers apart."""
+    count: _builtins.int
+    """How often, whether allowed or denied."""
+    @_builtins.property
+    def first_time(self) -> _timestamp_pb2.Timestamp:
+        """When first since the rotation."""
+
+    @_builtins.property
+    def last_time(self) -> _timestamp_pb2.Timestamp:
+        """When last."""
+
+    def __init__(
+        self,
+        *,
+        caller_id: _builtins.str = ...,
+        count: _builtins.int = ...,
+        first_time: _timestamp_pb2.Timestamp | None = ...,
+        last_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_time", b"first_time", "last_time", b"last_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_id", b"caller_id", "count", b"count", "first_time", b"first_time", "last_time", b"last_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplacedSecretUse: _TypeAlias = ReplacedSecretUse  # noqa: Y015
+
+@_typing.final
+class ReplacedSecret(_message.Message):
+    """A secret that was replaced by a rotation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    ROTATION_TIME_FIELD_NUMBER: _builtins.int
+    RETIRE_TIME_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
+    SAFE_TO_RETIRE_FIELD_NUMBER: _builtins.int
+    SAFE_TIME_FIELD_NUMBER: _builtins.int
+    REPORTED_UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    UNSURE_UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    PROCESSES_SILENT_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Which."""
+    safe_to_retire: _builtins.bool
+    """Nobody needs it, as far as can be known: it was not used for `quiet_for`, and every process has reported that."""
+    processes_silent: _builtins.int
+    """How many processes have ended without a word since the rotation."""
+    @_builtins.property
+    def rotation_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was replaced."""
+
+    @_builtins.property
+    def retire_time(self) -> _timestamp_pb2.Timestamp:
+        """When its overlap ends, or ended."""
+
+    @_builtins.property
+    def uses(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplacedSecretUse]:
+        """Who has presented it since, the last one first; once it has ended, who was denied for that."""
+
+    @_builtins.property
+    def safe_time(self) -> _timestamp_pb2.Timestamp:
+        """When it will be, if it is not used any more. Unset while a process runs that does not count uses."""
+
+    @_builtins.property
+    def reported_until_time(self) -> _timestamp_pb2.Timestamp:
+        """Up to when every process that runs has reported. Unset while none has."""
+
+    @_builtins.property
+    def unsure_until_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it may have been used without anybody knowing, since processes have ended without a word, or did not count.
+        Unset where that is not so.
+        """
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        rotation_time: _timestamp_pb2.Timestamp | None = ...,
+        retire_time: _timestamp_pb2.Timestamp | None = ...,
+        uses: _abc.Iterable[Global___ReplacedSecretUse] | None = ...,
+        safe_to_retire: _builtins.bool = ...,
+        safe_time: _timestamp_pb2.Timestamp | None = ...,
+        reported_until_time: _timestamp_pb2.Timestamp | None = ...,
+        unsure_until_time: _timestamp_pb2.Timestamp | None = ...,
+        processes_silent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reported_until_time", b"reported_until_time", "retire_time", b"retire_time", "rotation_time", b"rotation_time", "safe_time", b"safe_time", "unsure_until_time", b"unsure_until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "processes_silent", b"processes_silent", "reported_until_time", b"reported_until_time", "retire_time", b"retire_time", "rotation_time", b"rotation_time", "safe_time", b"safe_time", "safe_to_retire", b"safe_to_retire", "unsure_until_time", b"unsure_until_time", "uses", b"uses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplacedSecret: _TypeAlias = ReplacedSecret  # noqa: Y015
+
+@_typing.final
+class GetRotationResponse(_message.Message):
+    """The old secrets of a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLACED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def replaced(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplacedSecret]:
+        """Oldest first; none where the key was never rotated."""
+
+    def __init__(
+        self,
+        *,
+        replaced: _abc.Iterable[Global___ReplacedSecret] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replaced", b"replaced"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRotationResponse: _TypeAlias = GetRotationResponse  # noqa: Y015
+
+@_typing.final
+class RetireGenerationRequest(_message.Message):
+    """An old secret to end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    QUIET_FOR_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ON_BEHALF_OF_KEY_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RETURN_IMMEDIATELY_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """The key."""
+    generation: _builtins.int
+    """Which of its secrets. Required."""
+    force: _builtins.bool
+    """End it whoever uses it."""
+    reason: _builtins.str
+    """Why. At most 500 characters."""
+    on_behalf_of_key_id: _builtins.str
+    """The customer's key that asked for this; see above."""
+    request_id: _builtins.str
+    """See above."""
+    return_immediately: _builtins.bool
+    """Do not wait until every process has applied the change."""
+    @_builtins.property
+    def quiet_for(self) -> _duration_pb2.Duration:
+        """As in GetRotationRequest."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        quiet_for: _duration_pb2.Duration | None = ...,
+        force: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        on_behalf_of_key_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        return_immediately: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quiet_for", b"quiet_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "generation", b"generation", "key_id", b"key_id", "on_behalf_of_key_id", b"on_behalf_of_key_id", "quiet_for", b"quiet_for", "reason", b"reason", "request_id", b"request_id", "return_immediately", b"return_immediately"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireGenerationRequest: _TypeAlias = RetireGenerationRequest  # noqa: Y015
+
+@_typing.final
+class RetireGenerationResponse(_message.Message):
+    """The key whose old secret was ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """The state of the store that holds it."""
+    @_builtins.property
+    def key(self) -> _key_pb2.Key:
+        """The key."""
+
+    @_builtins.property
+    def propagation(self) -> _propagation_pb2.Propagation:
+        """How far the change had reached."""
+
+    def __init__(
+        self,
+        *,
+        key: _key_pb2.Key | None = ...,
+        revision: _builtins.str = ...,
+        propagation: _propagation_pb2.Propagation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "propagation", b"propagation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "propagation", b"propagation", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireGenerationResponse: _TypeAlias = RetireGenerationResponse  # noqa: Y015
+
+@_typing.final
 class RevokeKeyRequest(_message.Message):
     """A key to revoke."""
 

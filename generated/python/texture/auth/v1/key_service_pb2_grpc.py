@@ -83,6 +83,16 @@ class KeyServiceStub:
                 request_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RotateKeyRequest.SerializeToString,
                 response_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RotateKeyResponse.FromString,
                 _registered_method=True)
+        self.GetRotation = channel.unary_unary(
+                '/texture.auth.v1.KeyService/GetRotation',
+                request_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.GetRotationRequest.SerializeToString,
+                response_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.GetRotationResponse.FromString,
+                _registered_method=True)
+        self.RetireGeneration = channel.unary_unary(
+                '/texture.auth.v1.KeyService/RetireGeneration',
+                request_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RetireGenerationRequest.SerializeToString,
+                response_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RetireGenerationResponse.FromString,
+                _registered_method=True)
         self.RevokeKey = channel.unary_unary(
                 '/texture.auth.v1.KeyService/RevokeKey',
                 request_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeyRequest.SerializeToString,
@@ -184,6 +194,24 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRotation(self, request, context):
+        """Tells, of each secret of a key that was replaced by a rotation, who has presented it since, and whether it is safe to
+        end it. Errors: INVALID_ARGUMENT; NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireGeneration(self, request, context):
+        """Ends the overlap of an old secret before its time; one that has ended stays as it is. Errors: INVALID_ARGUMENT, also
+        for the secret in force; NOT_FOUND; PERMISSION_DENIED; FAILED_PRECONDITION for a revoked key and, unless `force` is
+        set, while it is not safe: ROTATION_IN_USE names who used the secret last, ROTATION_NOT_PROVEN says that it is not
+        known to be unused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeKey(self, request, context):
         """Ends a key for good, and with it the open Connect links that it made; a revoked key stays as it is. Touches no
         other key. Errors: NOT_FOUND; PERMISSION_DENIED.
@@ -269,6 +297,16 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.RotateKey,
                     request_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RotateKeyRequest.FromString,
                     response_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RotateKeyResponse.SerializeToString,
+            ),
+            'GetRotation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRotation,
+                    request_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.GetRotationRequest.FromString,
+                    response_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.GetRotationResponse.SerializeToString,
+            ),
+            'RetireGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireGeneration,
+                    request_deserializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RetireGenerationRequest.FromString,
+                    response_serializer=texture_dot_auth_dot_v1_dot_key__service__pb2.RetireGenerationResponse.SerializeToString,
             ),
             'RevokeKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeKey,
@@ -499,6 +537,60 @@ class KeyService:
             '/texture.auth.v1.KeyService/RotateKey',
             texture_dot_auth_dot_v1_dot_key__service__pb2.RotateKeyRequest.SerializeToString,
             texture_dot_auth_dot_v1_dot_key__service__pb2.RotateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRotation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/texture.auth.v1.KeyService/GetRotation',
+            texture_dot_auth_dot_v1_dot_key__service__pb2.GetRotationRequest.SerializeToString,
+            texture_dot_auth_dot_v1_dot_key__service__pb2.GetRotationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/texture.auth.v1.KeyService/RetireGeneration',
+            texture_dot_auth_dot_v1_dot_key__service__pb2.RetireGenerationRequest.SerializeToString,
+            texture_dot_auth_dot_v1_dot_key__service__pb2.RetireGenerationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -74,6 +74,16 @@ class KeyServiceStub:
     `expire_time` first), an expired scoped key with an overlap (its old secret would work again), or while an overlap
     runs and `force` is not set.
     """
+    GetRotation: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.GetRotationRequest, _key_service_pb2.GetRotationResponse]
+    """Tells, of each secret of a key that was replaced by a rotation, who has presented it since, and whether it is safe to
+    end it. Errors: INVALID_ARGUMENT; NOT_FOUND.
+    """
+    RetireGeneration: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.RetireGenerationRequest, _key_service_pb2.RetireGenerationResponse]
+    """Ends the overlap of an old secret before its time; one that has ended stays as it is. Errors: INVALID_ARGUMENT, also
+    for the secret in force; NOT_FOUND; PERMISSION_DENIED; FAILED_PRECONDITION for a revoked key and, unless `force` is
+    set, while it is not safe: ROTATION_IN_USE names who used the secret last, ROTATION_NOT_PROVEN says that it is not
+    known to be unused.
+    """
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeyRequest, _key_service_pb2.RevokeKeyResponse]
     """Ends a key for good, and with it the open Connect links that it made; a revoked key stays as it is. Touches no
     other key. Errors: NOT_FOUND; PERMISSION_DENIED.
@@ -147,6 +157,16 @@ class KeyServiceAsyncStub(KeyServiceStub):
     ALREADY_EXISTS for a repeat; FAILED_PRECONDITION for a revoked key, an expired server or connect key (set a later
     `expire_time` first), an expired scoped key with an overlap (its old secret would work again), or while an overlap
     runs and `force` is not set.
+    """
+    GetRotation: _aio.UnaryUnaryMultiCallable[_key_service_pb2.GetRotationRequest, _key_service_pb2.GetRotationResponse]  # type: ignore[assignment]
+    """Tells, of each secret of a key that was replaced by a rotation, who has presented it since, and whether it is safe to
+    end it. Errors: INVALID_ARGUMENT; NOT_FOUND.
+    """
+    RetireGeneration: _aio.UnaryUnaryMultiCallable[_key_service_pb2.RetireGenerationRequest, _key_service_pb2.RetireGenerationResponse]  # type: ignore[assignment]
+    """Ends the overlap of an old secret before its time; one that has ended stays as it is. Errors: INVALID_ARGUMENT, also
+    for the secret in force; NOT_FOUND; PERMISSION_DENIED; FAILED_PRECONDITION for a revoked key and, unless `force` is
+    set, while it is not safe: ROTATION_IN_USE names who used the secret last, ROTATION_NOT_PROVEN says that it is not
+    known to be unused.
     """
     RevokeKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeyRequest, _key_service_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Ends a key for good, and with it the open Connect links that it made; a revoked key stays as it is. Touches no
@@ -260,6 +280,28 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         ALREADY_EXISTS for a repeat; FAILED_PRECONDITION for a revoked key, an expired server or connect key (set a later
         `expire_time` first), an expired scoped key with an overlap (its old secret would work again), or while an overlap
         runs and `force` is not set.
+        """
+
+    @_abc_1.abstractmethod
+    def GetRotation(
+        self,
+        request: _key_service_pb2.GetRotationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_service_pb2.GetRotationResponse, _abc.Awaitable[_key_service_pb2.GetRotationResponse]]:
+        """Tells, of each secret of a key that was replaced by a rotation, who has presented it since, and whether it is safe to
+        end it. Errors: INVALID_ARGUMENT; NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RetireGeneration(
+        self,
+        request: _key_service_pb2.RetireGenerationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_service_pb2.RetireGenerationResponse, _abc.Awaitable[_key_service_pb2.RetireGenerationResponse]]:
+        """Ends the overlap of an old secret before its time; one that has ended stays as it is. Errors: INVALID_ARGUMENT, also
+        for the secret in force; NOT_FOUND; PERMISSION_DENIED; FAILED_PRECONDITION for a revoked key and, unless `force` is
+        set, while it is not safe: ROTATION_IN_USE names who used the secret last, ROTATION_NOT_PROVEN says that it is not
+        known to be unused.
         """
 
     @_abc_1.abstractmethod
