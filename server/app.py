@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from server.domain.chain import Sealer
 from server.domain.errors import ErrorReason, Refusal
 from server.domain.kinds import Role
 from server.domain.lifecycle import Rotation
@@ -91,17 +92,17 @@ def _pooled_connections(settings: Settings) -> int:
     return settings.threads + 6
 
 
-def open_database(settings: Settings, *, read_only: bool = False) -> Database:
+def open_database(settings: Settings, peppers: Peppers | None = None, *, read_only: bool = False) -> Database:
     """Return the store of the settings. Nothing is opened before it is used.
 
-    One that is `read_only` is for looking at it: it is left as it is.
+    One that is `read_only` is for looking at it: it is left as it is. Without peppers nothing is to be recorded in it.
     """
     engine: Engine
     if settings.sqlite_path is not None:
         engine = SqliteEngine(settings.sqlite_path, read_only=read_only)
     else:
         engine = PostgresEngine(settings.database, _pooled_connections(settings))
-    return Database(engine, PeeweeStore(engine))
+    return Database(engine, PeeweeStore(engine, None if peppers is None else Sealer(peppers)))
 
 
 def migrate(settings: Settings) -> tuple[str, ...]:
@@ -150,10 +151,11 @@ def bootstrap(settings: Settings, caller_id: str) -> str:
 
     Raises StartRefused for an old or newer schema, Refusal (FIELD_INVALID, CALLER_EXISTS), StoreUnavailable.
     """
-    database = open_database(settings)
+    peppers = load_peppers(settings)
+    database = open_database(settings, peppers)
     try:
         _refuse_other_schema(database.engine)
-        callers = CallerService(_resources(settings, database.store, load_peppers(settings), system_clock))
+        callers = CallerService(_resources(settings, database.store, peppers, system_clock))
         call = Call(caller_id=BOOTSTRAP_CALLER, method=BOOTSTRAP_CALLER)
         return callers.create_caller(call, caller_id, CallerFields(roles=[Role.OPERATOR])).value.secret
     finally:
@@ -182,7 +184,8 @@ class App:
         self._listeners = load_listeners(settings)
         self.addresses: tuple[str, ...] = ()
         self.metrics_address: str | None = None
-        self._database = open_database(settings)
+        peppers = load_peppers(settings)
+        self._database = open_database(settings, peppers)
         if settings.development:
             for name in _migrate(self._database.engine):
                 _log.info("migrated", migration=name)
@@ -193,7 +196,7 @@ class App:
             clock = system_clock if settings.sqlite_path else shared_clock
         self._metrics = ProcessMetrics(settings.metrics_listen, worker_number(), os.environ, settings.store_kind)
         store = self._metrics.measured(self._database.store)
-        self._resources = _resources(settings, store, load_peppers(settings), clock, self._metrics.telemetry)
+        self._resources = _resources(settings, store, peppers, clock, self._metrics.telemetry)
         self._follower = None
         if not settings.sqlite_path:
             self._follower = Follower(store, self._resources.cache, shared_clock, self._resources.barrier.heard)

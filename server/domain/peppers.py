@@ -108,6 +108,10 @@ class Peppers:
         """Tell, in constant time, whether any pepper here made this tag."""
         return any(hmac.compare_digest(_tag(secret, purpose, message), tag) for secret in self._by_id.values())
 
+    def seal(self, pepper_id: str, purpose: str, message: bytes) -> bytes:
+        """Return a tag (32 bytes) that only holders of this pepper, which must be here, can make."""
+        return hmac.digest(self._by_id[pepper_id], _purposed(purpose, message), "sha256")
+
     def _digest(self, pepper_id: str, text: str) -> bytes:
         keyed = self._keyed[pepper_id].copy()
         keyed.update(text.encode("ascii"))
@@ -115,4 +119,8 @@ class Peppers:
 
 
 def _tag(secret: bytes, purpose: str, message: bytes) -> bytes:
-    return hmac.digest(secret, purpose.encode("ascii") + b"\0" + message, "sha256")[:16]
+    return hmac.digest(secret, _purposed(purpose, message), "sha256")[:16]
+
+
+def _purposed(purpose: str, message: bytes) -> bytes:
+    return purpose.encode("ascii") + b"\0" + message

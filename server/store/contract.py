@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from enum import Flag, auto
 from typing import Generic, Protocol, TypeVar
 
+from server.domain.chain import Chain, Link, Stored
 from server.domain.end_users import EndUser
 from server.domain.events import Event, EventType
 from server.domain.kinds import KeyKind
@@ -214,6 +215,18 @@ class WebhookReplay:
     failed_since: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventLogState:
+    """Where the log begins and ends, by the ids of events; 0 for none.
+
+    `sealed_from` is the first that must be in a chain, `pruned_event_id` the last of those that were pruned.
+    """
+
+    sealed_from: int
+    pruned_event_id: int
+    newest_event_id: int
+
+
 class News(Flag):
     """What may have happened in the store."""
 
@@ -311,6 +324,33 @@ class Reader(Protocol):
 
         Events become visible in the order of their ids: whoever has seen one misses none before it by going on from it.
         """
+
+    def event_log(self) -> EventLogState:
+        """Return where the log begins and ends."""
+
+    def event_links(self, event_ids: Sequence[int]) -> Mapping[int, Link]:
+        """Return the links of those of the events that are in a chain."""
+
+    def chain(self, name: str) -> Chain | None:
+        """Return the chain of a workspace, by its id, or that of the installation; None where nothing is in it."""
+
+    def chains(self, after: str | None, limit: int) -> Sequence[tuple[str, Chain | None]]:
+        """Return the names of chains after one, in some order, with each chain as `chain` would.
+
+        Named is whatever has a chain, or a link, or an event that should be in one.
+        """
+
+    def chain_links(self, name: str, after: int, limit: int) -> Sequence[Stored]:
+        """Return the links of a chain after the one with this number, in order, and what their events say now."""
+
+    def loose_event(self, name: str, after: int, up_to: int | None) -> int | None:
+        """Return the id of the first event of a chain's workspace that has no link in it; None where each has.
+
+        Looked at are those whose ids are larger than `after`, and not larger than `up_to`; there, None sets no limit.
+        """
+
+    def count_unsealed(self, name: str, before: int) -> int:
+        """Return how many events of a chain's workspace, with smaller ids than `before`, have no link in it."""
 
     def list_end_user_events(self, end_user: EndUser, after: Cursor | None, limit: int) -> Page[Event]:
         """List the events that hold this end user, before the change or after it, oldest first."""
@@ -438,18 +478,23 @@ class Writer(Reader, Protocol):
         """Note where secrets were found at a time, also of those that were noted there before."""
 
     def record(self, events: Iterable[Event]) -> None:
-        """Append to the event log, in order. Their ids are larger than all before, pruned ones included."""
+        """Append to the event log, in order. Their ids are larger than all before, pruned ones included.
+
+        Each event becomes the next link of the chain of its workspace, where the store has a sealer.
+        """
 
     def replace_events(self, events: Iterable[Event]) -> None:
         """Store what events that were read in this transaction are to hold before and after the change.
 
-        From then on they are found by the end users that they hold now. Nothing else of an event changes.
+        From then on they are found by the end users that they hold now. Nothing else of an event changes. Its link says
+        that this was lawful, unless the event had been altered before.
         """
 
     def prune_events(self, before: datetime, limit: int) -> int:
         """Delete events of before an instant, oldest first, so many at most; return how many.
 
-        The newest event of the log stays, whatever its age: ids go on from there.
+        The newest event of the log stays, whatever its age: ids go on from there. The beginnings of chains move up to
+        the first event of each that is left.
         """
 
     def prune_changes(self, keep: int, limit: int) -> int:

@@ -15,12 +15,14 @@ from uuid import UUID
 import peewee
 from peewee import fn
 
+from server.domain.chain import INSTALLATION, Sealer
 from server.domain.end_users import EndUser, end_users_of
 from server.domain.events import Event
 from server.domain.kinds import KeyKind
 from server.domain.model import Caller, ConnectLink, Device, Generation, Key, KeyState, Workspace
 from server.domain.revision import Revision
 from server.store import rows, statements, tables, webhook_rows
+from server.store.chain_rows import ChainReading, ChainWriting
 from server.store.contract import (
     CALLER,
     CERTIFICATE_NAME,
@@ -104,10 +106,14 @@ class Engine(Protocol):
 
 
 class PeeweeStore:
-    """The contract of `server.store.contract`, kept with Peewee."""
+    """The contract of `server.store.contract`, kept with Peewee.
 
-    def __init__(self, engine: Engine) -> None:
+    Without a sealer it records events outside of any chain, as releases before the chain did.
+    """
+
+    def __init__(self, engine: Engine, sealer: Sealer | None = None) -> None:
         self._engine = engine
+        self._sealer = sealer
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
@@ -119,7 +125,7 @@ class PeeweeStore:
     def write(self) -> Iterator[Writer]:
         """Take the write lock and open a transaction."""
         with self._engine.writing() as database:
-            writer = PeeweeWriter(database, self._engine.now)
+            writer = PeeweeWriter(database, self._engine.now, self._sealer)
             yield writer
             if writer.finish():
                 if not seconds_left():
@@ -198,7 +204,7 @@ class PeeweeStore:
             self._engine.commit()
 
 
-class PeeweeReader(WebhookReading, UsageReading):
+class PeeweeReader(WebhookReading, UsageReading, ChainReading):
     """The queries, in a transaction that is open."""
 
     def __init__(self, database: peewee.Database, now: Callable[[], datetime]) -> None:
@@ -520,11 +526,12 @@ class PeeweeNotes(UsageNoting, PeeweeReader, WebhookNoting):
     """The changes to what is no fact."""
 
 
-class PeeweeWriter(PeeweeReader, WebhookWriting):
+class PeeweeWriter(PeeweeReader, WebhookWriting, ChainWriting):
     """The changes. Every one of them notes what it touched, and `finish` writes that down (CONSISTENCY rule 1)."""
 
-    def __init__(self, database: peewee.Database, now: Callable[[], datetime]) -> None:
-        super().__init__(database, now)
+    def __init__(self, database: peewee.Database, now: Callable[[], datetime], sealer: Sealer | None = None) -> None:
+        PeeweeReader.__init__(self, database, now)
+        ChainWriting.__init__(self, sealer)
         self._before = self.head()
         self._after = Revision(self._before.epoch, self._before.number + 1, secrets.randbits(63))
         self._touched: dict[tuple[str, str], None] = {}
@@ -689,20 +696,28 @@ class PeeweeWriter(PeeweeReader, WebhookWriting):
 
     def record(self, events: Iterable[Event]) -> None:
         """Append to the event log."""
-        table = tables.Event
         recorded = list(events)
-        ids: list[int] = []
-        for some in _portions([rows.event_row(event) | {"revision": self._after.number} for event in recorded]):
-            ids += sorted(statements.insert_returning(self._database, table, some, "event_id"))
+        if not recorded:
+            return
+        # By hand, not by the database: an event's link holds its id.
+        ids = self._event_ids({event.workspace_id or INSTALLATION for event in recorded}, len(recorded))
+        new = [
+            {"event_id": event_id, "revision": self._after.number, **rows.event_row(event)}
+            for event_id, event in zip(ids, recorded, strict=True)
+        ]
+        self._insert(tables.Event, new)
+        self._seal(new)
         self._index(zip(ids, recorded, strict=True))
-        self._recorded = self._recorded or bool(recorded)
+        self._recorded = True
 
     def replace_events(self, events: Iterable[Event]) -> None:
         """Store what events hold now."""
         index = tables.EventEndUser
         for some in _portions(list(events)):
+            stored = self._stored_events([event.event_id for event in some if event.event_id is not None])
             for event in some:
                 self._replace_sides(rows.event_sides_row(event))
+            self._redact(stored, {event_id: one.content for event_id, one in self._stored_events(list(stored)).items()})
             index.delete().where(index.event_id.in_([event.event_id for event in some])).execute(self._database)
             self._index((event.event_id, event) for event in some)
             self._recorded = True
@@ -720,8 +735,10 @@ class PeeweeWriter(PeeweeReader, WebhookWriting):
         )
         ids = [row["event_id"] for row in self._rows(old)]
         for some in _portions(ids):
+            self._redact(self._stored_events(some), dict.fromkeys(some))
             index.delete().where(index.event_id.in_(some)).execute(self._database)
             table.delete().where(table.event_id.in_(some)).execute(self._database)
+        self._cut(ids)
         self._pruned = self._pruned or bool(ids)
         return len(ids)
 

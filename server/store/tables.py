@@ -126,6 +126,9 @@ class Key(Model):
         )
 
 
+Key.add_index(Key.index(Key.expire_time, Key.key_id, where=Key.expire_time.is_null(False), name="key_expire_time"))
+
+
 class GenerationColumns(Model):
     """What is kept of a secret: its digest, never the secret. Customers' keys and callers' have a table each."""
 
@@ -307,6 +310,67 @@ class EventEndUser(Model):
         table_name = "event_end_user"
         primary_key = CompositeKey("workspace_id", "reference_id", "event_id")
         constraints = (foreign_key("event_end_user_of_event", "event_id", "event"),)
+
+
+class EventLink(Model):
+    """What holds each event in the chain of its workspace. Of events that were pruned, some remain for a while."""
+
+    chain = TextField()
+    number = BigIntegerField()
+    event_id = BigIntegerField(unique=True)
+    pepper_id = TextField()
+    salt = BlobField()
+    content_mac = BlobField()
+    mac = BlobField()
+    redaction_pepper_id = TextField(null=True)
+    redaction_content_mac = BlobField(null=True)
+    redaction_mac = BlobField(null=True)
+
+    class Meta:
+        table_name = "event_link"
+        primary_key = CompositeKey("chain", "number")
+        constraints = (Check("number >= 1", "event_link_counts_from_one"),)
+
+
+class EventChain(Model):
+    """Both ends of each chain: the last link, and where what is kept of it begins, under a seal."""
+
+    chain = TextField(primary_key=True)
+    number = BigIntegerField()
+    mac = BlobField()
+    pepper_id = TextField()
+    pruned_number = BigIntegerField()
+    pruned_mac = BlobField()
+    pruned_pepper_id = TextField()
+    sealed_from = BigIntegerField()
+    anchor_pepper_id = TextField()
+    anchor_mac = BlobField()
+
+    class Meta:
+        table_name = "event_chain"
+
+
+class EventLog(Model):
+    """One row about the whole log: its first event that is in a chain, and the last one that was pruned."""
+
+    row = IntegerField(primary_key=True)
+    sealed_from = BigIntegerField()
+    pruned_event_id = BigIntegerField()
+
+    class Meta:
+        table_name = "event_log"
+        constraints = (Check('"row" = 1', "event_log_is_one_row"),)
+
+
+class ExpiryMark(Model):
+    """How far warnings of so many days have come: to the key that expires then."""
+
+    days = IntegerField(primary_key=True)
+    expire_time = InstantField()
+    key_id = TextField()
+
+    class Meta:
+        table_name = "expiry_mark"
 
 
 class Request(Model):
@@ -527,6 +591,10 @@ TABLES = (
     CallerCertificateName,
     Event,
     EventEndUser,
+    EventLink,
+    EventChain,
+    EventLog,
+    ExpiryMark,
     Request,
     Process,
     Exposure,

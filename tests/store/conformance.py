@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from server.domain.chain import Sealer
 from server.store.contract import Store
 from server.store.peewee_store import Engine, PeeweeStore
+from tests.builders import PEPPERS
+from tests.store.promises_of_chains import ChainPromises
 from tests.store.promises_of_end_users import EndUserPromises
 from tests.store.promises_of_entities import EntityPromises
 from tests.store.promises_of_followers import FollowerPromises
@@ -32,6 +35,7 @@ class StoreConformance(
     LineagePromises,
     WebhookPromises,
     UsagePromises,
+    ChainPromises,
 ):
     """Every promise of `server.store.contract`. A subclass gives an engine on a new, migrated, empty database."""
 
@@ -43,7 +47,7 @@ class StoreConformance(
     @pytest.fixture
     def store(self, engine: Engine) -> Iterator[Store]:
         """Give the store on it."""
-        store = PeeweeStore(engine)
+        store = PeeweeStore(engine, Sealer(PEPPERS))
         yield store
         store.close()
 

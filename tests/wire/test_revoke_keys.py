@@ -19,11 +19,8 @@ from texture.auth.v1.key_pb2 import (
     KEY_STATE_REVOKED,
     KEY_STATE_SUSPENDED,
 )
+from texture.auth.v1.usage_service_pb2 import GetKeyUsageRequest
 
-from server.domain.kinds import KeyKind
-from server.service.base import Call
-from server.service.revocations import RevocationService, Selection
-from tests.builders import NOW
 from tests.harness import Refused, Service, refused
 from tests.wire.helpers import (
     OTHER_USER,
@@ -31,6 +28,7 @@ from tests.wire.helpers import (
     REDIRECT_URI,
     USER,
     WORKSPACE,
+    authorize,
     count_rows,
     current_revision,
     event_types,
@@ -555,7 +553,6 @@ def test_a_dry_run_says_what_each_key_is_and_where_it_comes_from(grid: Service) 
         key = get_key(grid, match.key_id)
         for field in ("kind", "state", "display_name", "created_by_key_id", "connect_link_id", "reference_id"):
             assert getattr(match, field) == getattr(key, field), field
-        assert not match.HasField("last_use_time")
     assert [match.created_by_key_id for match in shown.keys] == ["", *shown.key_ids[:3]]
     assert shown.keys[1].display_name == "the child"
     assert shown.keys[3].connect_link_id == ours["theirs"].connect_link_id
@@ -573,15 +570,11 @@ def test_all_that_descends_is_ended_at_once_and_nothing_else(grid: Service) -> N
     assert {name for name, state in states.items() if state != KEY_STATE_REVOKED} == {"stranger"}
 
 
-def test_a_dry_run_tells_when_keys_were_last_used_where_that_is_known(grid: Service) -> None:
+def test_a_dry_run_tells_when_keys_were_last_used(grid: Service) -> None:
     used, unused = make_key(grid), make_key(grid)
-    service = RevocationService(
-        grid.app._resources, lambda _reader, key_ids: {used.key.key_id: NOW} if used.key.key_id in key_ids else {}
-    )
-    revocation, _ = service.preview(
-        Call(caller_id="operator", method="RevokeKeys"), WORKSPACE, Selection(kind=KeyKind.SERVER)
-    )
-    assert [(match.key.key_id, match.last_use_time) for match in revocation.matches] == [
-        (used.key.key_id, NOW),
-        (unused.key.key_id, None),
-    ]
+    authorize(grid, used.api_key)
+    # Whoever asks what was used has it stored first.
+    grid.operator.usage.GetKeyUsage(GetKeyUsageRequest(key_id=used.key.key_id))
+    times = {match.key_id: match for match in show(grid, kind=KEY_KIND_SERVER).keys}
+    assert times[used.key.key_id].last_use_time == timestamp(grid.clock.now)
+    assert not times[unused.key.key_id].HasField("last_use_time")
