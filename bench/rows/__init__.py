@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.report import Row
-from bench.rows import batch, caching, misses, revoke, unary, workers
+from bench.rows import batch, caching, counting, misses, revoke, unary, workers
 from bench.workshop import Workshop
 
 ROWS: dict[str, Callable[[Workshop], list[Row]]] = {
@@ -18,4 +18,5 @@ ROWS: dict[str, Callable[[Workshop], list[Row]]] = {
     "workers": workers.rows,
     "revoke": revoke.rows,
     "faults": revoke.fault_rows,
+    "counting": counting.rows,
 }

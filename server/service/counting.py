@@ -31,10 +31,11 @@ class Tally:
     number is taken for that too.
     """
 
-    __slots__ = ("bucket", "device_id", "first", "last", "left_out", "listed", "looked", "take", "until")
+    __slots__ = ("bucket", "caller_id", "device_id", "first", "last", "left_out", "listed", "looked", "take", "until")
 
     def __init__(self, bucket: Bucket, device_id: str, now: datetime, *, left_out: bool = False) -> None:
         self.bucket = bucket
+        self.caller_id = bucket.caller_id
         self.device_id = device_id
         self.left_out = left_out
         self.first = self.last = now
@@ -87,24 +88,24 @@ class Pending:
 class Use:
     """What a decision was made about, whoever asks: to be kept with an answer that is given again."""
 
-    __slots__ = ("bucket", "device_id", "tally")
+    __slots__ = ("device_id", "generation", "key_id", "permission", "reason", "retiring", "tally")
 
     def __init__(self, decision: Decision, permission: str, device_id: str) -> None:
         """Take a decision about a key that is known. A device counts as touched where it was allowed."""
         key, generation = decision.key, decision.generation
         if key is None or generation is None:
             raise ValueError("nobody is known to have used a key")
-        self.bucket = Bucket(
-            key_id=key.key_id,
-            hour=_NEVER,
-            generation=generation.number,
-            retiring=generation.retire_time is not None,
-            caller_id="",
-            permission=permission,
-            reason=decision.reason,
-        )
+        self.key_id = key.key_id
+        self.generation = generation.number
+        self.retiring = generation.retire_time is not None
+        self.permission = permission
+        self.reason = decision.reason
         self.device_id = device_id if decision.allowed else ""
         self.tally: Tally | None = None
+
+    def bucket(self, hour: datetime, caller_id: str) -> Bucket:
+        """Return what it is counted with in an hour, for a caller."""
+        return Bucket(self.key_id, hour, self.generation, self.retiring, caller_id, self.permission, self.reason)
 
 
 class Counter:
@@ -129,6 +130,7 @@ class UseCounter(Counter):
     def __init__(self, clock: Callable[[], datetime], most: int = MOST_TALLIES) -> None:
         self._clock = clock
         self._most = most
+        self._hour = _NEVER
         self._tallies: dict[tuple[Bucket, str], Tally] = {}
         self._lost = Tally(Bucket("", _NEVER, 0, False, "", "", Reason.PERMITTED), "", _NEVER)
         # Those that were counted since they were handed over last. However threads take turns, none is missed: one is
@@ -157,7 +159,7 @@ class UseCounter(Counter):
 
     def _count(self, use: Use, caller_id: str, now: datetime) -> None:
         tally = use.tally
-        if tally is None or tally.bucket.caller_id != caller_id or now >= tally.until:
+        if tally is None or tally.caller_id != caller_id or now >= tally.until:
             tally = use.tally = self._tally(use, caller_id, now)
         # Before it is counted, so that nothing is ever known to have happened without its time.
         tally.last = now
@@ -167,8 +169,10 @@ class UseCounter(Counter):
             self._listed.append(tally)
 
     def _tally(self, use: Use, caller_id: str, now: datetime) -> Tally:
-        hour = now.replace(minute=0, second=0, microsecond=0)
-        bucket = use.bucket._replace(hour=hour, caller_id=caller_id)
+        hour = self._hour
+        if not hour <= now < hour + _HOUR:
+            hour = self._hour = now.replace(minute=0, second=0, microsecond=0)
+        bucket = use.bucket(hour, caller_id)
         tallies = self._tallies
         place = (bucket, use.device_id)
         found = tallies.get(place)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -15,13 +17,16 @@ from server.domain.usage import LastUse, Touch, UsageBatch, UsageReport, Use
 from server.domain.validation import Fields, is_device_id
 from server.service.base import Clock, Listing, Resources, require_key
 from server.service.counting import Counter, Pending
-from server.store.contract import Store, StoreUnavailable, deadline_within
+from server.store.contract import Store, StoreUnavailable, deadline_within, seconds_left
 
 # How often what was counted is stored, and how often a process that has counted nothing says so.
 FLUSH_SECONDS = 1.0
 REPORT_SECONDS = 10.0
+# Storing takes no more than such a part of a processor's time: where it would, it is done less often, but no less often
+# than a process reports.
+SHARE = 0.05
 # How long one time may wait for the store.
-TURN_SECONDS = 2.0
+TURN_SECONDS = 10.0
 ROWS_AT_ONCE = 1000
 
 _log = structlog.get_logger("texture_auth.usage")
@@ -47,6 +52,7 @@ class UsageReporter:
         # What was handed to the store last, where nobody knows whether it has it.
         self._unsure: UsageBatch | None = None
         self._reported = float("-inf")
+        self._due = float("-inf")
         self._lock = threading.Lock()
         self._failing = False
         self._stopping = threading.Event()
@@ -74,13 +80,23 @@ class UsageReporter:
 
         Raises StoreUnavailable.
         """
-        with self._lock:
+        with self._turn_taken():
             now = self._clock()
             self.counter.hand_over(self._pending)
             if self._unsure is not None:
                 self._store_batch(self._unsure)
             if self._pending or report or end:
                 self._store_batch(self._batch(now, end=end))
+
+    @contextmanager
+    def _turn_taken(self) -> Iterator[None]:
+        """Keep other threads out, once they are done, within the deadline of the call. Raises StoreUnavailable."""
+        if not self._lock.acquire(timeout=min(TURN_SECONDS, seconds_left())):
+            raise StoreUnavailable("uses are being stored, and that takes long")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _batch(self, now: datetime, *, end: bool) -> UsageBatch:
         """Take what is pending, which is from then on kept as what may have been stored."""
@@ -103,15 +119,21 @@ class UsageReporter:
         return batch
 
     def _store_batch(self, batch: UsageBatch) -> None:
+        began = time.thread_time()
         with self._store.note(durable=False) as notes:
             notes.add_usage(batch)
         self._unsure = None
         self._reported = time.monotonic()
+        self._due = self._reported + pause_after(time.thread_time() - began)
 
     def _turn(self) -> None:
         try:
-            with deadline_within(TURN_SECONDS):
-                self.flush(report=time.monotonic() - self._reported >= REPORT_SECONDS)
+            # What is counted is taken over every time, so that there is always room for more.
+            with self._turn_taken():
+                self.counter.hand_over(self._pending)
+            if time.monotonic() >= self._due:
+                with deadline_within(TURN_SECONDS):
+                    self.flush(report=time.monotonic() - self._reported >= REPORT_SECONDS)
         except StoreUnavailable as error:
             if not self._failing:
                 _log.warning("uses not stored yet", cause=str(error))
@@ -124,6 +146,11 @@ class UsageReporter:
     def _keep(self) -> None:
         while not self._stopping.wait(FLUSH_SECONDS):
             self._turn()
+
+
+def pause_after(seconds: float) -> float:
+    """Return how long not to store again, after it took so much of a processor's time."""
+    return min(REPORT_SECONDS, seconds / SHARE - seconds)
 
 
 def prune_usage(resources: Resources, retention: timedelta) -> bool:
