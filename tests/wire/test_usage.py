@@ -13,8 +13,10 @@ from texture.auth.v1 import usage_service_pb2 as pb
 from texture.auth.v1.authorize_service_pb2 import DECISION_ALLOW, DECISION_DENY, REASON_PERMITTED, Reason
 from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER, ROLE_DEVICES
 from texture.auth.v1.connect_service_pb2 import CreateConnectLinkRequest
+from texture.auth.v1.key_service_pb2 import GetRotationRequest
 
 from tests.harness import Service, refused, running_service
+from tests.operate.process import wait_until
 from tests.wire.helpers import (
     REDIRECT_URI,
     USER,
@@ -286,3 +288,24 @@ def test_a_service_that_is_told_not_to_counts_nothing_and_says_that_it_knows_not
         response = usage_of(service, key.key.key_id)
         assert (len(response.hours), len(response.totals), response.incomplete) == (0, 0, True)
         assert not response.HasField("last_use_time")
+
+
+def test_what_another_process_has_counted_is_told_and_what_it_may_not_have_yet_is_not_proven(tmp_path: Path) -> None:
+    with running_service(tmp_path) as one, running_service(tmp_path) as two:
+        make_workspace(one)
+        key = make_key(one)
+        rotate(one, key.key.key_id, overlap=48 * HOUR)
+        two.clock.turn(HOUR)
+        authorize(two, key.api_key)
+        wait_until(lambda: usage_of(one, key.key.key_id).totals, "the other process stores it by itself")
+        assert counts(usage_of(one, key.key.key_id)) == {("dev-operator", "devices:list", "PERMITTED", 1): 1}
+
+        one.clock.turn(2 * HOUR)
+        (old,) = one.operator.keys.GetRotation(GetRotationRequest(key_id=key.key.key_id)).replaced
+        # The other process has reported, an hour ago by the clock of this one; a minute later it would have.
+        assert (old.safe_to_retire, old.processes_silent) == (False, 1)
+        two.clock.turn(HOUR + MINUTE)
+        two.operator.keys.GetRotation(GetRotationRequest(key_id=key.key.key_id))
+        one.clock.turn(MINUTE)
+        (old,) = one.operator.keys.GetRotation(GetRotationRequest(key_id=key.key.key_id)).replaced
+        assert (old.safe_to_retire, old.processes_silent) == (True, 0)
