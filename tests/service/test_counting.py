@@ -16,7 +16,7 @@ from server.domain.decision import Decision
 from server.domain.kinds import KeyKind
 from server.domain.reasons import Reason
 from server.domain.usage import Span, UsageBatch, UsageReport
-from server.service.counting import Pending, Use, UseCounter
+from server.service.counting import Pending, Tally, Use, UseCounter
 from tests.builders import NOW, make_key
 from tests.harness import TurnedClock
 
@@ -176,3 +176,19 @@ def test_what_waits_to_be_stored_is_bounded_too(most: int) -> None:
     else:
         assert batch.left_out
         assert (pending.lost_time is not None) == (sum(counts(batch).values()) < 20)
+
+
+def test_a_use_in_the_moment_in_which_others_are_looked_at_is_handed_over_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, use = UseCounter(TurnedClock()), use_of()
+    looked = Tally.counted
+    late = iter([use])
+
+    def look_and_be_overtaken(tally: Tally) -> int:
+        count = looked(tally)
+        for one in late:
+            counter.count(one, "a")
+        return count
+
+    monkeypatch.setattr(Tally, "counted", look_and_be_overtaken)
+    counter.count(use, "a")
+    assert [sum(counts(handed_over(counter)).values()) for _ in range(3)] == [1, 1, 0]
