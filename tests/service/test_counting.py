@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +20,8 @@ from server.domain.decision import Decision
 from server.domain.kinds import KeyKind
 from server.domain.reasons import Reason
 from server.domain.usage import Span, UsageBatch, UsageReport
-from server.service.counting import Pending, Tally, Use, UseCounter
+from server.service import counting
+from server.service.counting import Pending, Use, UseCounter
 from tests.builders import NOW, make_key
 from tests.harness import TurnedClock
 
@@ -178,17 +183,52 @@ def test_what_waits_to_be_stored_is_bounded_too(most: int) -> None:
         assert (pending.lost_time is not None) == (sum(counts(batch).values()) < 20)
 
 
-def test_a_use_in_the_moment_in_which_others_are_looked_at_is_handed_over_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    counter, use = UseCounter(TurnedClock()), use_of()
-    looked = Tally.counted
-    late = iter([use])
+def interrupted(work: Callable[[], object], after: int, meanwhile: Callable[[], object]) -> bool:
+    """Do some work and, after so many of its instructions, something else, as another thread would in its turn.
 
-    def look_and_be_overtaken(tally: Tally) -> int:
-        count = looked(tally)
-        for one in late:
-            counter.count(one, "a")
-        return count
+    Tell whether the work has so many.
+    """
+    seen, before = 0, sys.gettrace()
 
-    monkeypatch.setattr(Tally, "counted", look_and_be_overtaken)
-    counter.count(use, "a")
-    assert [sum(counts(handed_over(counter)).values()) for _ in range(3)] == [1, 1, 0]
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal seen
+        if frame.f_code.co_filename != counting.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            seen += 1
+            if seen == after:
+                meanwhile()
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return seen >= after
+
+
+@pytest.mark.parametrize("counted_before", [False, True])
+@pytest.mark.parametrize(
+    "what", ["counts, and another counts", "counts, and another looks", "looks, and another counts"]
+)
+def test_whenever_threads_take_turns_nothing_is_lost_or_counted_twice(what: str, counted_before: bool) -> None:
+    for after in itertools.count(1):
+        counter, use, handed = UseCounter(TurnedClock()), use_of(device_id="battery-1"), []
+        count = partial(counter.count, use, "a")
+        look = lambda: handed.append(handed_over(counter))  # noqa: E731, B023 - it is called in its own round
+        if counted_before:
+            count()
+        work, meanwhile = {
+            "counts, and another counts": (count, count),
+            "counts, and another looks": (count, look),
+            "looks, and another counts": (look, count),
+        }[what]
+        more = interrupted(work, after, meanwhile)
+        look()
+        expected = (work is count) + (meanwhile is count and more) + counted_before
+        assert sum(sum(counts(batch).values()) for batch in handed) == expected, f"after {after} instructions"
+        if not more:
+            assert after > 20
+            return
