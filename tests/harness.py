@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pool
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from texture.auth.v1 import caller_service_pb2
@@ -24,6 +25,7 @@ from texture.auth.v1.caller_pb2 import Role
 from texture.auth.v1.caller_service_pb2_grpc import CallerServiceStub
 from texture.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
 from texture.auth.v1.device_service_pb2_grpc import DeviceServiceStub
+from texture.auth.v1.event_service_pb2_grpc import EventServiceStub
 from texture.auth.v1.key_service_pb2_grpc import KeyServiceStub
 from texture.auth.v1.usage_service_pb2_grpc import UsageServiceStub
 from texture.auth.v1.webhook_service_pb2_grpc import WebhookServiceStub
@@ -48,24 +50,30 @@ class TurnedClock:
         self.now += by
 
 
-class _Credential(grpc.UnaryUnaryClientInterceptor):
+class _Credential(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
     def __init__(self, metadata: tuple[tuple[str, str], ...]) -> None:
         self._metadata = metadata
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(self._admitted(client_call_details, client_call_details.timeout or 30), request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(self._admitted(client_call_details, client_call_details.timeout), request)
+
+    def _admitted(self, client_call_details: Any, timeout: float | None) -> _Details:
         details = _Details()
         details.method = client_call_details.method
-        details.timeout = client_call_details.timeout or 30
+        details.timeout = timeout
         details.metadata = (*(client_call_details.metadata or ()), *self._metadata)
         details.credentials = client_call_details.credentials
         details.wait_for_ready = client_call_details.wait_for_ready
         details.compression = client_call_details.compression
-        return continuation(details, request)
+        return details
 
 
 class _Details(grpc.ClientCallDetails):
     method: str
-    timeout: float
+    timeout: float | None
     metadata: tuple[tuple[str, str], ...]
     credentials: Any
     wait_for_ready: Any
@@ -86,6 +94,7 @@ class Client:
         self.callers = CallerServiceStub(self.channel)
         self.webhooks = WebhookServiceStub(self.channel)
         self.usage = UsageServiceStub(self.channel)
+        self.events = EventServiceStub(self.channel)
 
 
 @dataclass(frozen=True)
@@ -199,6 +208,22 @@ class Refused:
     metadata: dict[str, str]
     violations: dict[str, str]
     retry_seconds: float | None
+
+
+def first_answer(channel: grpc.Channel, path: str, request: Any, *converters: Any, **options: Any) -> Any:
+    """Call an RPC by its path, and return its answer: of one that streams, the first, and end the stream."""
+    service, _, name = path.strip("/").rpartition("/")
+    try:
+        streams = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name].server_streaming
+    except KeyError:
+        streams = False
+    if not streams:
+        return channel.unary_unary(path, *converters)(request, **options)
+    stream = channel.unary_stream(path, *converters)(request, **options)
+    try:
+        return next(stream)
+    finally:
+        stream.cancel()
 
 
 def refused(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Refused:

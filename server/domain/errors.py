@@ -57,6 +57,9 @@ class ErrorReason(Enum):
     WEBHOOK_ENDPOINTS_TOO_MANY = auto()
     ROTATION_IN_USE = auto()
     ROTATION_NOT_PROVEN = auto()
+    CURSOR_EXPIRED = auto()
+    CURSOR_NOT_VERIFIABLE = auto()
+    SHUTTING_DOWN = auto()
 
 
 @dataclass(frozen=True, slots=True)

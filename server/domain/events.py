@@ -38,6 +38,7 @@ class EventType(Enum):
     KEY_REVOKED = "key.revoked"
     KEY_EXPOSED = "key.exposed"
     KEY_EXPOSURE_SUSPECTED = "key.exposure_suspected"
+    KEY_EXPIRING = "key.expiring"
     CONNECT_LINK_CREATED = "connect_link.created"
     CONNECT_LINK_COMPLETED = "connect_link.completed"
     CONNECT_LINK_CANCELLED = "connect_link.cancelled"

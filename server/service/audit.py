@@ -22,10 +22,14 @@ BEFORE_EVENTS = -(2**63)
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The end of a chain at some time: the number and the code of what was then its last link."""
+    """The end of a chain at some time: the number and the code of what was then its last link.
+
+    Its workspace may be left out.
+    """
 
     number: int
     mac: bytes = field(repr=False)
+    workspace_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +37,7 @@ class Audit:
     """What a portion of a chain turned out to be.
 
     `unsealed` are events of a release that had no chain, `heads_passed` earlier heads that lie before all that is kept;
-    both are counted in the first portion. `next_page_token` is empty at the end of the chain, and where it is broken.
+    both are counted in the first portion. `next_portion_token` is empty at the end of the chain and where it is broken.
     """
 
     verified: int
@@ -42,7 +46,7 @@ class Audit:
     heads_passed: int
     broken: Break | None
     last: Place
-    next_page_token: str
+    next_portion_token: str
 
 
 class AuditService:
@@ -66,14 +70,14 @@ class AuditService:
         following = Cursor(0, rows[-1][0]) if len(found) > limit else None
         return Listing(rows, tokens.encode(following, "chains"))
 
-    def verify_chain(self, workspace_id: str, heads: Sequence[Head], page_token: str) -> Audit:
+    def verify_chain(self, workspace_id: str, heads: Sequence[Head], portion_token: str) -> Audit:
         """Verify a portion of the chain of a workspace, or of the installation where none is named.
 
         Raises Refusal: FIELD_INVALID, WORKSPACE_NOT_FOUND where there is neither a workspace nor anything of a chain.
         """
-        expected = _expected(heads)
+        expected = _expected(workspace_id, heads)
         scope = ("chain", workspace_id)
-        after = self._resources.page_tokens.decode(page_token, *scope)
+        after = self._resources.page_tokens.decode(portion_token, *scope, field="portion_token")
         with self._resources.store.read() as reader:
             found = _Portion(reader, self._sealer, workspace_id, expected)
             if after is None:
@@ -90,7 +94,7 @@ class AuditService:
             heads_passed=found.heads_passed,
             broken=walk.broken,
             last=walk.place,
-            next_page_token=self._resources.page_tokens.encode(following, *scope),
+            next_portion_token=self._resources.page_tokens.encode(following, *scope),
         )
 
 
@@ -160,7 +164,7 @@ def _cursor(walk: Verification) -> Cursor:
     return Cursor(place.number, json.dumps([place.mac.hex(), place.pepper_id, walk.events_seen]))
 
 
-def _expected(heads: Sequence[Head]) -> Mapping[int, Sequence[bytes]]:
+def _expected(workspace_id: str, heads: Sequence[Head]) -> Mapping[int, Sequence[bytes]]:
     """Return the codes by number. Raises Refusal (FIELD_INVALID)."""
     fields = Fields()
     if len(heads) > MOST_HEADS:
@@ -172,6 +176,8 @@ def _expected(heads: Sequence[Head]) -> Mapping[int, Sequence[bytes]]:
             fields.fault(f"expected_heads[{index}].number", "must be 1 or larger")
         if len(head.mac) != MAC_BYTES:
             fields.fault(f"expected_heads[{index}].mac", f"must have {MAC_BYTES} bytes")
+        if head.workspace_id not in ("", workspace_id):
+            fields.fault(f"expected_heads[{index}].workspace_id", "is not that of the chain")
         by_number[head.number].append(head.mac)
     fields.refuse_if_invalid()
     return by_number

@@ -31,7 +31,7 @@ class PageTokens:
         tag = self.peppers.sign("page-token", _message(place, scope))
         return base64.urlsafe_b64encode(tag + place).rstrip(b"=").decode()
 
-    def decode(self, token: str, *scope: Part) -> Cursor | None:
+    def decode(self, token: str, *scope: Part, field: str = "page_token") -> Cursor | None:
         """Return the place that a token names; None for an empty one, the beginning.
 
         Raises Refusal (FIELD_INVALID) for one that was not made here for the same scope.
@@ -44,7 +44,7 @@ class PageTokens:
             raw = b""
         tag, place = raw[:_TAG_LENGTH], raw[_TAG_LENGTH:]
         if not self.peppers.signed("page-token", _message(place, scope), tag):
-            raise invalid("page_token", "was not given out for this list and filter")
+            raise invalid(field, "was not given out for this list and filter")
         position, row_id = json.loads(place)
         return Cursor(position, row_id)
 

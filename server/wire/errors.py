@@ -69,6 +69,9 @@ CODES = {
     ErrorReason.WEBHOOK_ENDPOINTS_TOO_MANY: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorReason.ROTATION_IN_USE: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorReason.ROTATION_NOT_PROVEN: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.CURSOR_EXPIRED: grpc.StatusCode.OUT_OF_RANGE,
+    ErrorReason.CURSOR_NOT_VERIFIABLE: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.SHUTTING_DOWN: grpc.StatusCode.UNAVAILABLE,
 }
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias, cast
 
 import grpc
@@ -31,6 +33,7 @@ from server.wire.limits import (
 )
 from server.wire.messages import parsed
 from server.wire.rpc import CURRENT, Rpc
+from server.wire.seats import Seats
 from server.wire.tls import certificate_names
 
 _BEARER = "bearer "
@@ -55,8 +58,9 @@ class House:
     """What a gate stands before.
 
     Calls are worked on at two desks, so that those that change things, which wait for others, hold up no decision; what
-    must wait for no call, health and refusals, by `side_pool`. `arrivals` waits for messages. `default_seconds` is the
-    deadline of a call that comes without one, `log_allow_sample` the share of mere ALLOWs that are logged.
+    must wait for no call, health and refusals, by `side_pool`; what is watched, and has no end, in `seats`. `arrivals`
+    waits for messages. `default_seconds` is the deadline of a call that comes without one, `log_allow_sample` the share
+    of mere ALLOWs that are logged.
     `on_store_unavailable` is told of each call that failed for want of the store, so that health follows at once.
     """
 
@@ -64,6 +68,7 @@ class House:
     decisions: Desk
     others: Desk
     side_pool: ThreadPoolExecutor
+    seats: Seats
     arrivals: Arrivals
     open_reflection: bool
     default_seconds: float
@@ -148,6 +153,9 @@ class Gate(grpc.ServerInterceptor):
                 handler.request_deserializer,
                 handler.response_serializer,
             )
+        if handler.unary_stream is not None:
+            watched = on_pool(self._watched(method, handler), self._house.seats)
+            return grpc.unary_stream_rpc_method_handler(watched, None, handler.response_serializer)
         raise NotImplementedError(f"{method} is of a kind that no RPC here has been so far")
 
     def _unary(
@@ -202,6 +210,42 @@ class Gate(grpc.ServerInterceptor):
             self._house.telemetry.rpc(method, _OK, time.perf_counter() - started)
             _log_call(rpc, _OK, started)
             yield from behavior(requests, context)
+
+        return call
+
+    def _watched(self, method: str, handler: Handler) -> Callable[[bytes, grpc.ServicerContext], Iterator[Any]]:
+        """Return the behavior of a stream that goes on until somebody ends it, in a seat of its own."""
+        behavior, deserialize = handler.unary_stream, handler.request_deserializer
+        if behavior is None:  # pragma: no cover - it is called for no others
+            raise TypeError(method)
+
+        def responses(rpc: Rpc, message: bytes, context: grpc.ServicerContext, started: float) -> Iterator[Any]:
+            self._admit(rpc, context)
+            request = _request(message, deserialize)
+            with self._house.seats.taken():
+                opened = False
+                for response in behavior(request, context):
+                    if not opened:
+                        opened = True
+                        self._house.telemetry.rpc(method, _OK, time.perf_counter() - started)
+                        _log_call(rpc, _OK, started)
+                    yield response
+
+        def call(message: bytes, context: grpc.ServicerContext) -> Iterator[Any]:
+            started = time.perf_counter()
+            rpc = Rpc(method)
+            rpc.admit_again = partial(self._admit, rpc, context)
+            # What is waited for has deadlines of its own; the stream has none.
+            begin_call(math.inf)
+            CURRENT.set(rpc)
+            try:
+                yield from responses(rpc, message, context, started)
+            except Exception as error:  # noqa: BLE001 - every failure has an answer
+                # Not how long the stream was open, which would be no call's time.
+                refusal = self._refused(rpc, error, time.perf_counter())
+            else:
+                return
+            context.abort_with_status(status_of(refusal))
 
         return call
 

@@ -77,6 +77,12 @@ _BY_SERVICE = {
         "ListKeyDevices": _KEY_ADMIN,
         "ListDeviceKeys": _KEY_ADMIN | _DEVICES,
     },
+    "texture.auth.v1.EventService": {
+        "ListEvents": _OPERATOR,
+        "WatchEvents": _OPERATOR,
+        "ListChainHeads": _OPERATOR,
+        "VerifyChain": _OPERATOR,
+    },
     "grpc.reflection.v1alpha.ServerReflection": {
         "ServerReflectionInfo": _OPERATOR,
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -20,7 +21,8 @@ _log = structlog.get_logger("texture_auth.access")
 class Rpc:
     """One call. `notes` end up in its line of the access log and must hold no secret.
 
-    `caller_id` is empty until the caller is known. A `routine` call, which allowed and changed nothing worth a line of
+    `caller_id` is empty until the caller is known; `admit_again` finds out whether it may still call, where that takes
+    long, and raises Refusal (CALLER_*). A `routine` call, which allowed and changed nothing worth a line of
     its own, is logged by sample.
     """
 
@@ -28,6 +30,7 @@ class Rpc:
     caller_id: str = ""
     routine: bool = False
     notes: dict[str, object] = field(default_factory=dict)
+    admit_again: Callable[[], None] = field(default=lambda: None, repr=False)
 
 
 CURRENT: ContextVar[Rpc] = ContextVar("CURRENT")

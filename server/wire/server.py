@@ -17,6 +17,8 @@ from texture.auth.v1 import (
     connect_service_pb2_grpc,
     device_service_pb2,
     device_service_pb2_grpc,
+    event_service_pb2,
+    event_service_pb2_grpc,
     key_service_pb2,
     key_service_pb2_grpc,
     usage_service_pb2,
@@ -27,11 +29,13 @@ from texture.auth.v1 import (
     workspace_service_pb2_grpc,
 )
 
+from server.service.audit import AuditService
 from server.service.authorization import AuthorizationService, DecisionIds
 from server.service.base import Resources
 from server.service.callers import CallerService
 from server.service.connect import ConnectService
 from server.service.devices import DeviceService
+from server.service.events import EventService
 from server.service.exposures import ExposureService
 from server.service.keys import KeyService
 from server.service.rehashing import Rehashing
@@ -48,10 +52,12 @@ from server.wire.gate import Gate, House
 from server.wire.health import HealthMonitor
 from server.wire.limits import Limits
 from server.wire.repeats import Repeats
+from server.wire.seats import Seats
 from server.wire.servicers import authorize
 from server.wire.servicers.callers import CallerServicer
 from server.wire.servicers.connect import ConnectServicer
 from server.wire.servicers.devices import DeviceServicer
+from server.wire.servicers.events import EventServicer
 from server.wire.servicers.keys import KeyServicer
 from server.wire.servicers.usage import UsageServicer
 from server.wire.servicers.webhooks import WebhookServicer
@@ -69,11 +75,14 @@ SERVICES = tuple(
         (caller_service_pb2, "CallerService"),
         (webhook_service_pb2, "WebhookService"),
         (usage_service_pb2, "UsageService"),
+        (event_service_pb2, "EventService"),
     )
 )
 
 # How long the answers of calls that are done may take to leave.
 LAST_ANSWERS_SECONDS = 0.5
+# How many streams of events a process serves at once, each in a thread.
+WATCHERS = 64
 # Threads for what must not wait for calls: health, and refusals of calls that are too many.
 SIDE_THREADS = 4
 
@@ -102,12 +111,14 @@ class GrpcServer:
         self._decisions = Desk("decisions", threads=limits.deciding_threads, queue=limits.queue, aside=limits.aside)
         self._others = Desk("others", threads=limits.threads, queue=limits.queue, aside=limits.aside)
         self._side_pool = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")
+        self._seats = Seats(WATCHERS)
         self._arrivals = Arrivals()
         house = House(
             authenticator=callers,
             decisions=self._decisions,
             others=self._others,
             side_pool=self._side_pool,
+            seats=self._seats,
             arrivals=self._arrivals,
             open_reflection=open_reflection,
             default_seconds=limits.default_deadline_seconds,
@@ -153,6 +164,11 @@ class GrpcServer:
         usage_service_pb2_grpc.add_UsageServiceServicer_to_server(
             UsageServicer(UsageService(resources, usage)), self._server
         )
+        self._events = EventService(resources)
+        self._audit = AuditService(resources)
+        event_service_pb2_grpc.add_EventServiceServicer_to_server(
+            EventServicer(self._events, self._audit), self._server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection.enable_server_reflection((*SERVICES, health_name, reflection.SERVICE_NAME), self._server)
@@ -169,6 +185,7 @@ class GrpcServer:
     def start(self) -> None:
         """Serve on the addresses that are listened on."""
         self._health.start()
+        self._events.start()
         self._arrivals.start()
         self._server.start()
 
@@ -183,6 +200,8 @@ class GrpcServer:
         itself, and is cut off as soon as nobody else is left.
         """
         self._health.drain()
+        # Those who watch go on elsewhere.
+        self._events.close()
         stopped = self._server.stop(grace_seconds)
 
         def wait(seconds: float) -> bool:
@@ -198,7 +217,10 @@ class GrpcServer:
 
     def stop(self) -> None:
         """Cut off the calls in flight, and wait until nothing runs any more."""
+        self._events.close()
         self._server.stop(None).wait()
+        self._events.stop()
+        self._seats.shutdown()
         self._health.stop()
         self._decisions.shutdown()
         self._others.shutdown()

@@ -111,8 +111,8 @@ def audit(
         nothing: Any = None
         service = AuditService(Resources(store, peppers, lambda: NOW, nothing, nothing), portion)
         portions = [service.verify_chain(workspace_id, heads, "")]
-        while portions[-1].next_page_token:
-            portions.append(service.verify_chain(workspace_id, heads, portions[-1].next_page_token))
+        while portions[-1].next_portion_token:
+            portions.append(service.verify_chain(workspace_id, heads, portions[-1].next_portion_token))
     return portions
 
 
@@ -168,8 +168,8 @@ def test_it_holds_where_it_was_pruned_between_two_portions(path: Path) -> None:
         found = service.verify_chain(WORKSPACE_ID, (), "")
         with store.write() as writer:
             assert writer.prune_events(NOW + MOMENT, 6) == 6
-        while found.next_page_token:
-            found = service.verify_chain(WORKSPACE_ID, (), found.next_page_token)
+        while found.next_portion_token:
+            found = service.verify_chain(WORKSPACE_ID, (), found.next_portion_token)
         assert found.broken is None
 
 

@@ -18,7 +18,7 @@ from texture.auth.v1.workspace_pb2 import ENVIRONMENT_PRODUCTION
 from server.domain.token import new_id
 from server.domain.webhooks import MAXIMUM_ENDPOINTS
 from server.wire.server import SERVICES
-from tests.harness import Client, Service
+from tests.harness import Client, Service, first_answer
 from tests.wire.helpers import OTHER_USER, REDIRECT_URI, USER, WORKSPACE, make_key, register, rotate
 
 METHODS: Mapping[str, MethodDescriptor] = {
@@ -41,8 +41,7 @@ def short(path: str) -> str:
 def call(client: Client, path: str, request: Any) -> Any:
     """Call an RPC by its path."""
     answer = type(new_message(METHODS[path].output_type))
-    stub = client.channel.unary_unary(path, type(request).SerializeToString, answer.FromString)
-    return stub(request, timeout=30)
+    return first_answer(client.channel, path, request, type(request).SerializeToString, answer.FromString, timeout=30)
 
 
 def new_message(descriptor: Descriptor) -> Any:
@@ -144,8 +143,10 @@ VALUES: Mapping[str, Any] = {
     "key_id": Made(lambda service: make_key(service).key.key_id),
     "kind": KEY_KIND_SERVER,
     "link_token": Made(lambda service: open_link(service).link_token),
+    "mac": bytes(32),
     "manufacturer": "acme",
     "new_reference_id": OTHER_USER,
+    "number": 1,
     "permission": "devices:read",
     "redirect_uri": REDIRECT_URI,
     "reference_id": USER,

@@ -196,6 +196,16 @@ def _another_device(service: Service) -> str:
     return "used-2"
 
 
+def _two_logged(service: Service) -> dict[str, Any]:
+    make_key(service)
+    return {"types": []}
+
+
+def _two_chains(service: Service) -> dict[str, Any]:
+    make_workspace(service, OTHER_WORKSPACE)
+    return {}
+
+
 # What makes a list of two at least, and returns the fields by which it is asked for.
 LISTS = {
     "GetKeyUsage": _two_uses,
@@ -203,6 +213,8 @@ LISTS = {
     "ListDeviceKeys": _two_users,
     "ListDevices": _two_devices,
     "ListKeyDevices": _two_uses,
+    "ListChainHeads": _two_chains,
+    "ListEvents": _two_logged,
     "ListKeyEvents": _two_events,
     "ListKeys": _two_keys,
     "ListWebhookDeliveries": _two_deliveries,
@@ -221,6 +233,8 @@ OTHER_FILTERS: dict[str, Callable[[Service], Any]] = {
     "start_time": lambda service: timestamp(service.clock.now - HOUR),
     "state": lambda _: KEY_STATE_REVOKED,
     "webhook_endpoint_id": new_webhook_endpoint,
+    "types": lambda _: ["key.created"],
+    "after": lambda _: "AAAAAAAAAAAAAAAAAAAAAA",
     "workspace_id": lambda service: make_workspace(service, "grid-three"),
 }
 

@@ -23,7 +23,7 @@ from server.service.keys import KeyService
 from server.settings import Settings
 from server.wire import policy
 from server.wire.server import SERVICES
-from tests.harness import Client, Service, TurnedClock, as_refused, refused, running_service
+from tests.harness import Client, Service, TurnedClock, as_refused, first_answer, refused, running_service
 from tests.wire.helpers import count_rows, duration, make_key, make_workspace, with_wrong_secret
 
 HOUR = timedelta(hours=1)
@@ -35,8 +35,8 @@ GET_KEY = "/texture.auth.v1.KeyService/GetKey"
 
 def raw(channel: grpc.Channel, method: str, body: bytes = b"", **options: Any) -> bytes:
     """Call a method with bytes."""
-    call = channel.unary_unary(method, lambda given: given, lambda given: given)
-    return bytes(call(body, timeout=30, **options))
+    as_they_are = (lambda given: given, lambda given: given)
+    return bytes(first_answer(channel, method, body, *as_they_are, timeout=30, **options))
 
 
 def with_header(service: Service, value: str, name: str = "authorization") -> Callable[[], bytes]:
@@ -230,6 +230,7 @@ PROMISED = {
     "DeviceService": {"devices", "operator"},
     "WorkspaceService": {"key-admin", "operator"},
     "CallerService": {"operator"},
+    "EventService": {"operator"},
 }
 
 

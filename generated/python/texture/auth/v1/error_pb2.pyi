@@ -136,6 +136,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     reported for long enough; metadata `safe_time` says when they will have. It is missing while a process runs that
     does not count uses.
     """
+    ERROR_REASON_CURSOR_EXPIRED: _ErrorReason.ValueType  # 45
+    """OUT_OF_RANGE: events after the cursor were deleted by the retention that is set. Begin again without a cursor, from
+    the first event that is kept.
+    """
+    ERROR_REASON_CURSOR_NOT_VERIFIABLE: _ErrorReason.ValueType  # 46
+    """FAILED_PRECONDITION: the event log is not the one that the cursor is of, as after a restore from a backup. Begin
+    again without a cursor.
+    """
+    ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 47
+    """UNAVAILABLE: the server ends, and with it the stream. Go on with another one, with the last cursor."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The stable reasons of this service's errors. Every error but gRPC's own (UNIMPLEMENTED for an unknown method,
@@ -262,4 +272,14 @@ ERROR_REASON_ROTATION_NOT_PROVEN: ErrorReason.ValueType  # 53
 reported for long enough; metadata `safe_time` says when they will have. It is missing while a process runs that
 does not count uses.
 """
+ERROR_REASON_CURSOR_EXPIRED: ErrorReason.ValueType  # 45
+"""OUT_OF_RANGE: events after the cursor were deleted by the retention that is set. Begin again without a cursor, from
+the first event that is kept.
+"""
+ERROR_REASON_CURSOR_NOT_VERIFIABLE: ErrorReason.ValueType  # 46
+"""FAILED_PRECONDITION: the event log is not the one that the cursor is of, as after a restore from a backup. Begin
+again without a cursor.
+"""
+ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 47
+"""UNAVAILABLE: the server ends, and with it the stream. Go on with another one, with the last cursor."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class Event(_message.Message):
     """Something that happened: written in the same transaction as the change it describes, and never changed but by
     WorkspaceService.EraseEndUser, which puts a pseudonym in place of an end user. Events are kept for ever, or for as long
-    as the operator of the service has set.
+    as the operator of the service has set. EventService lists, watches and verifies them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -43,7 +43,7 @@ class Event(_message.Message):
     type: _builtins.str
     """What happened: `workspace.created`, `workspace.updated`, `key.created`, `key.updated`, `key.suspended`,
     `key.resumed`, `key.rotated`, `key.generation_retired`, `key.revoked`, `key.exposed`, `key.exposure_suspected`,
-    `connect_link.created`, `connect_link.completed`, `connect_link.cancelled`, `device.registered`,
+    `key.expiring`, `connect_link.created`, `connect_link.completed`, `connect_link.cancelled`, `device.registered`,
     `device.updated`, `device.transferred`, `device.removed`, `caller.created`, `caller.updated`, `caller.rotated`,
     `caller.revoked`, `caller.exposed`, `end_user.erased`, `webhook_endpoint.created`, `webhook_endpoint.updated`,
     `webhook_endpoint.secret_rotated`, `webhook_endpoint.disabled` (by this service itself),
@@ -75,7 +75,8 @@ class Event(_message.Message):
     def after(self) -> _struct_pb2.Struct:
         """The subject after, without secrets. Unset for a removal. For an erasure, what was taken away, as in
         EraseEndUserResponse. For `key.exposed` and `caller.exposed` also `exposure_source`, who or what noticed it (`browser`
-        for a key that arrived from one), and `exposure_url`, where it was found, if that was said.
+        for a key that arrived from one), and `exposure_url`, where it was found, if that was said. For `key.expiring`, which
+        changes nothing, the key as it is, with `expires_within_days`: 30, 7 or 1.
         """
 
     def __init__(

@@ -31,8 +31,8 @@ class UsageServiceStub:
 
     A use is a decision of Authorize or BatchAuthorize, or a call of CreateConnectLink, about a key that was presented with
     a right secret, whether it was allowed or denied. A wrong secret is nobody's use, and ExplainAuthorization never is one.
-    What the process that answers has counted is in its answer; what others have counted is after a second, and what a
-    process had counted in the second before it crashed is lost.
+    What the process that answers has counted is in its answer; what others have counted is after a second, seldom
+    after ten, and what a process had counted and not stored when it crashed is lost.
 
     What is older than the operator of the service has set (`usage_retention_days`, 400 by default) is forgotten.
 
@@ -58,8 +58,8 @@ class UsageServiceAsyncStub(UsageServiceStub):
 
     A use is a decision of Authorize or BatchAuthorize, or a call of CreateConnectLink, about a key that was presented with
     a right secret, whether it was allowed or denied. A wrong secret is nobody's use, and ExplainAuthorization never is one.
-    What the process that answers has counted is in its answer; what others have counted is after a second, and what a
-    process had counted in the second before it crashed is lost.
+    What the process that answers has counted is in its answer; what others have counted is after a second, seldom
+    after ten, and what a process had counted and not stored when it crashed is lost.
 
     What is older than the operator of the service has set (`usage_retention_days`, 400 by default) is forgotten.
 
@@ -81,8 +81,8 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
 
     A use is a decision of Authorize or BatchAuthorize, or a call of CreateConnectLink, about a key that was presented with
     a right secret, whether it was allowed or denied. A wrong secret is nobody's use, and ExplainAuthorization never is one.
-    What the process that answers has counted is in its answer; what others have counted is after a second, and what a
-    process had counted in the second before it crashed is lost.
+    What the process that answers has counted is in its answer; what others have counted is after a second, seldom
+    after ten, and what a process had counted and not stored when it crashed is lost.
 
     What is older than the operator of the service has set (`usage_retention_days`, 400 by default) is forgotten.
 
