@@ -9,6 +9,8 @@ BREAKING := PATH="$(CURDIR)/$(BIN):$$PATH" .ci/breaking
 # How much `make soak` asks, and for how long at most.
 DECISIONS ?= 10000000
 SECONDS ?= 7200
+# How often it kills a server after that.
+KILLS ?= 500
 # Where `make proto` writes; the drift check points it elsewhere and compares.
 STUBS ?= generated/python
 
@@ -46,8 +48,8 @@ test: tools ## every test, with coverage
 	@echo "coverage of server/domain, which must be whole:"
 	$(BIN)/coverage report --include='server/domain/*' --fail-under=100
 
-soak: setup ## processes that are stopped, killed and cut off decide ten million times: DECISIONS=…, SECONDS=… at most
-	@$(BIN)/python -m tests.history.soak --decisions $(DECISIONS) --seconds $(SECONDS)
+soak: setup ## processes that are stopped, killed and cut off decide ten million times: DECISIONS=…, SECONDS=…, KILLS=…
+	@$(BIN)/python -m tests.history.soak --decisions $(DECISIONS) --seconds $(SECONDS) --kills $(KILLS)
 
 bench: setup ## measure, in ratios, and write bench/RESULTS.md; ROWS=unary,batch for some rows (bench/rows names them)
 	@$(BIN)/python -m bench --rows "$(ROWS)"

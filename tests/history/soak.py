@@ -1,6 +1,6 @@
-"""Runs on both databases, one after another, until so much was decided: `make soak`.
+"""Runs on both databases, one after another, until so much was decided; then servers are killed: `make soak`.
 
-python -m tests.history.soak [--decisions N] [--seconds N] [--seed N]
+python -m tests.history.soak [--decisions N] [--seconds N] [--kills N] [--seed N]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tests.history import killing
 from tests.history.checker import Violation
 from tests.history.recorder import Numbers, Scale
 from tests.history.run import Outcome, run
@@ -25,6 +26,7 @@ from tests.postgres import Postgres, running_postgres
 
 DECISIONS = 10_000_000
 SECONDS = 7200.0
+KILLS = 500
 _SCALE = Scale(decisions=1_000_000, batch=1000, readers=2, writers=8, pause=0.0, seconds=240, faults=3, fault_pause=4.0)
 
 
@@ -74,6 +76,23 @@ def soak(decisions: int, seconds: float, seed: int, console: Console) -> list[_T
     return totals
 
 
+def kill(kills: int, seed: int, console: Console) -> list[str]:
+    """Kill so many servers, half of them on each database; return what was wrong after that."""
+    wrong = []
+    with running_postgres(durable=True) as postgres:
+        for name, database in (("SQLite", None), ("Postgres", postgres)):
+            with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+                outcome = killing.run(Path(folder), database, kills // 2, seed)
+            console.print(
+                f"{name}: {outcome.kills} kills, {len(outcome.acknowledged):,} changes acknowledged, "
+                f"{outcome.unanswered:,} without an answer; {outcome.events:,} events, {outcome.webhooks:,} webhooks; "
+                f"{len(outcome.wrong)} wrong",
+                highlight=False,
+            )
+            wrong += outcome.wrong
+    return wrong
+
+
 def _written(violations: Sequence[Violation], seed: int) -> Path:
     """Write what is wrong down, and return the file."""
     file = Path(tempfile.gettempdir()) / f"freshness-violations-{seed}.jsonl"
@@ -114,10 +133,11 @@ def _sum(counter: Counter[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Soak, print a table, and return 1 if anything was wrong or too little was decided in time."""
+    """Soak, print what came of it, and return 1 if anything was wrong or too little was decided in time."""
     parser = argparse.ArgumentParser(prog="soak", description="Check what is promised of freshness, for long.")
     parser.add_argument("--decisions", type=int, default=DECISIONS)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="the longest that it takes, about")
+    parser.add_argument("--kills", type=int, default=KILLS, help="how often a server is killed under load after that")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args(arguments)
     console = Console(width=120, soft_wrap=True)
@@ -129,8 +149,11 @@ def main(arguments: list[str]) -> int:
     decided = sum(each.numbers.decisions for each in totals)
     if decided < chosen.decisions:
         console.print(f"{decided:,} decisions are less than {chosen.decisions:,}")
-    wrong = any(each.violations or each.unexpected for each in totals)
-    return int(wrong or decided < chosen.decisions)
+    lost = kill(chosen.kills, chosen.seed, console) if chosen.kills else []
+    for line in lost[:10]:
+        console.print(line, markup=False)
+    wrong = lost or any(each.violations or each.unexpected for each in totals)
+    return int(bool(wrong) or decided < chosen.decisions)
 
 
 if __name__ == "__main__":
