@@ -228,8 +228,9 @@ class ExposureService:
                 keys = writer.keys([pending.key_id for pending in portion])
                 found = _deeds(writer, keys, portion, now)
                 _write_down(writer, found, now)
-            # After the transaction, which has taken effect: mostly all processes deny from here on.
-            resources.barrier.settle(writer.revision)
+            if any(deed.changed for deed in found):
+                # After the transaction, which has taken effect: mostly all processes deny from here on.
+                resources.barrier.settle(writer.revision)
             for deed in found:
                 _tell(deed)
         self._remember(portion, {key_id: key.state for key_id, key in keys.items()}, found)

@@ -113,7 +113,7 @@ class Key(Model):
             (("workspace_id", "create_revision", "key_id"), False),
             (("workspace_id", "reference_id"), False),
             # For what descends from a key, or from a link.
-            (("created_by_key_id", "kind"), False),
+            (("created_by_key_id",), False),
             (("connect_link_id",), False),
         )
         constraints = (

@@ -273,6 +273,9 @@ def _keys(workspace_id: str) -> Scenario:
     which = key_pb.RevokeKeysFilter(labels={"leaving": "one"})
     yield key_pb.RevokeKeysRequest(workspace_id=workspace_id, filter=which, dry_run=True)
     yield key_pb.RevokeKeysRequest(workspace_id=workspace_id, filter=which, expected_count=1, reason="gone")
+    found = yield key_pb.CreateKeyRequest(workspace_id=workspace_id, kind=KEY_KIND_SERVER, display_name="Found")
+    report = key_pb.ExposedKeyReport(api_key=found.api_key, url="https://code.example/main.py", source="scanner")
+    yield key_pb.ReportExposedKeysRequest(reports=[report])
 
 
 def _devices(workspace_id: str) -> Scenario:

@@ -7,7 +7,7 @@ from playhouse.migrate import SchemaMigrator
 def up(_migrator: SchemaMigrator, db: Database) -> None:
     """Create the indexes and the table."""
     # By the names that the models give them, which Peewee's migrator would not.
-    db.execute_sql('CREATE INDEX "key_created_by_key_id_kind" ON "api_key" ("created_by_key_id", "kind")')
+    db.execute_sql('CREATE INDEX "key_created_by_key_id" ON "api_key" ("created_by_key_id")')
     db.execute_sql('CREATE INDEX "key_connect_link_id" ON "api_key" ("connect_link_id")')
 
     class Exposure(db.Model):
