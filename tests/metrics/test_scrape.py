@@ -47,7 +47,7 @@ BOUNDED = {
     "desk": {"decisions", "others"},
     "outcome": {"acknowledged", "fenced", "incomplete", "failed", "done", "put_off"},
     "kind": {"caller", "certificate_name", "device", "key", "read", "write"},
-    "chore": {"rehash secrets", "forget changes", "prune events"},
+    "chore": {"rehash secrets", "forget changes", "prune events", "prune usage"},
     "worker": {"0"},
     "store": {"sqlite", "postgres"},
 }

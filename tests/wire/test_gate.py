@@ -231,6 +231,7 @@ PROMISED = {
     "WorkspaceService": {"key-admin", "operator"},
     "CallerService": {"operator"},
     "EventService": {"operator"},
+    "UsageService": {"key-admin", "operator"},
 }
 
 
@@ -241,6 +242,8 @@ def test_the_roles_of_an_rpc_are_those_that_the_contract_promises(method: str) -
     if service == "WorkspaceService" and name.startswith(("Get", "List")):
         expected |= {"connect", "devices"}
 
+    if name == "ListDeviceKeys":
+        expected |= {"devices"}
     if name == "ExplainAuthorization":
         expected = {"operator"}
 
