@@ -27,6 +27,7 @@ REPORT_SECONDS = 10.0
 SHARE = 0.05
 # How long one time may wait for the store.
 TURN_SECONDS = 10.0
+FIRST_SECONDS = 1.0
 ROWS_AT_ONCE = 1000
 
 _log = structlog.get_logger("texture_auth.usage")
@@ -59,8 +60,9 @@ class UsageReporter:
         self._thread = threading.Thread(target=self._keep, name="usage", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
-        self._turn()
+        """Report for the first time, before anything can be answered, and go on in a thread."""
+        with deadline_within(FIRST_SECONDS):
+            self._turn()
         self._thread.start()
 
     def stop(self) -> None:

@@ -572,7 +572,7 @@ class Notes(Reader, Protocol):
     def prune_usage(self, before: datetime, limit: int) -> int:
         """Forget uses in hours that began before an instant, and touches and reports of which the last was before it.
 
-        About so many of each at most, and hours as a whole; return how many were forgotten.
+        So many of each at most, the oldest first; return how many were forgotten.
         """
 
 

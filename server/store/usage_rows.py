@@ -161,18 +161,19 @@ class UsageNoting(UsageReading):
 
     def prune_usage(self, before: datetime, limit: int) -> int:
         """Forget what is old."""
-        usage, touch, report = tables.KeyUsage, tables.DeviceTouch, tables.UsageReport
-        oldest = usage.select(usage.hour).where(usage.hour < before).order_by(usage.hour).limit(limit)
-        hours = self._asked(oldest)
-        forgotten: int = 0
-        if hours:
-            forgotten += usage.delete().where(usage.hour <= hours[-1]["hour"]).execute(self._database)
-        old = touch.select(touch.key_id, touch.device_id).where(touch.last_time < before).limit(limit)
-        for row in self._asked(old):
-            this = (touch.key_id == row["key_id"]) & (touch.device_id == row["device_id"])
-            forgotten += touch.delete().where(this & (touch.last_time < before)).execute(self._database)
-        forgotten += report.delete().where(report.report_time < before).execute(self._database)
+        usage, touch, report, last = tables.KeyUsage, tables.DeviceTouch, tables.UsageReport, tables.KeyLastUse
+        forgotten = self._forget_oldest(usage, usage.hour, before, limit)
+        forgotten += self._forget_oldest(touch, touch.last_time, before, limit)
+        forgotten += self._forget_oldest(report, report.report_time, before, limit)
+        last.update(devices_left_out_time=None).where(last.devices_left_out_time < before).execute(self._database)
         return forgotten
+
+    def _forget_oldest(self, table: Any, time: peewee.Field, before: datetime, limit: int) -> int:
+        key = table._meta.get_primary_keys()  # noqa: SLF001 - Peewee's way
+        oldest = table.select(*key).where(time < before).order_by(time).limit(limit)
+        # The time once more, since a row may be added to before it is deleted.
+        deleted: int = table.delete().where(peewee.Tuple(*key).in_(oldest) & (time < before)).execute(self._database)
+        return deleted
 
     def _add_uses(self, uses: Mapping[Bucket, Span]) -> None:
         last: dict[str, int] = {}

@@ -297,6 +297,19 @@ class UsagePromises:
         with store.read() as reader:
             assert [one.process_id for one in reader.usage_reports()] == ["new"]
 
+    def test_so_much_is_forgotten_at_a_time_as_is_said_the_oldest_first(self, store: Store) -> None:
+        populate(store)
+        hours = [NOW - number * HOUR for number in range(1, 8)]
+        add(store, {bucket(hour=hour): span(first=hour) for hour in hours}, left_out={SERVER_KEY_ID: hours[0]})
+        left = []
+        for _ in range(3):
+            with store.note() as notes:
+                assert notes.prune_usage(NOW, 3) > 0
+            left.append([use.bucket.hour for use in usage_of(store)])
+        assert left == [sorted(hours[:4]), sorted(hours[:1]), []]
+        with store.read() as reader:
+            assert reader.last_uses([SERVER_KEY_ID]) == {SERVER_KEY_ID: LastUse(hours[0], None)}
+
     def test_noting_moves_no_revision_and_an_exception_takes_it_all_back(self, store: Store, engine: Engine) -> None:
         populate(store)
         before = dump(engine)
