@@ -40,6 +40,7 @@ from server.service.housekeeping import (
 from server.service.rehashing import REHASH_SECONDS, Rehashing
 from server.service.telemetry import SILENT, Telemetry
 from server.service.usage import UsageReporter, prune_usage
+from server.service.webhooks import RESEAL_SECONDS, Resealing
 from server.settings import PREFIX, Settings
 from server.store import schema
 from server.store.contract import Store
@@ -332,6 +333,7 @@ def _chores(settings: Settings, resources: Resources, rehashing: Rehashing) -> l
     """Return what a server with these settings does by itself."""
     chores = [
         Chore("rehash secrets", REHASH_SECONDS, rehashing.store),
+        Chore("reseal webhook secrets", RESEAL_SECONDS, Resealing(resources).store),
         Chore("forget changes", FORGETTING_SECONDS, partial(prune_changes, resources)),
         Chore(
             "prune webhook deliveries",

@@ -71,7 +71,7 @@ class Rehashing:
     def store(self) -> bool:
         """Store a portion of the digests; tell whether there are more. Raises StoreUnavailable; then all still wait."""
         if self._leaving is None:
-            self._leaving = self._left_behind()
+            self._leaving = left_behind(self._resources)
         with self._lock:
             moves = dict(islice(self._waiting.items(), AT_ONCE))
         wanted = {place: move for place, move in moves.items() if move.before.pepper_id in self._leaving}
@@ -85,17 +85,18 @@ class Rehashing:
                 del self._waiting[place]
             return bool(self._waiting)
 
-    def _left_behind(self) -> Collection[str]:
-        """Return the peppers that secrets are moved away from: those that are in use when the process starts.
 
-        While a new pepper is being promoted, processes that do not know of that yet have another one that signs. They
-        are not to move back what others have moved to the new one: when they started, nothing was under that. One that
-        is started with the old order meanwhile does, which costs writes and loses nothing.
-        """
-        if len(self._resources.peppers.pepper_ids) == 1:
-            return ()
-        with self._resources.store.read() as reader:
-            return reader.pepper_usage(self._resources.clock()).keys() - {self._resources.peppers.signing_id}
+def left_behind(resources: Resources) -> Collection[str]:
+    """Return the peppers that secrets are moved away from: those that are in use when the process starts.
+
+    While a new pepper is being promoted, processes that do not know of that yet have another one that signs. They are
+    not to move back what others have moved to the new one: when they started, nothing was under that. One that is
+    started with the old order meanwhile does, which costs writes and loses nothing. Raises StoreUnavailable.
+    """
+    if len(resources.peppers.pepper_ids) == 1:
+        return ()
+    with resources.store.read() as reader:
+        return reader.pepper_usage(resources.clock()).keys() - {resources.peppers.signing_id}
 
 
 def _store(writer: Writer, moves: dict[_Place, _Move]) -> None:

@@ -32,10 +32,14 @@ from server.domain.webhooks import (
     url_fault,
 )
 from server.service.base import Call, Issued, Listing, Mutation, Resources, actor_of, repeated, require_workspace
+from server.service.rehashing import left_behind
 from server.service.sealing import CannotUnseal, new_secret, seal, shown, unseal
 from server.store.contract import Reader, WebhookReplay, Writer
 
 MAXIMUM_EVENT_TYPES = 64
+# How many endpoints one transaction moves to another pepper, so that no writer waits long for it.
+RESEALED_AT_ONCE = 200
+RESEAL_SECONDS = 10.0
 UPDATABLE = ("url", "description", "event_types", "state")
 
 
@@ -285,6 +289,32 @@ def open_secrets(endpoint: WebhookEndpoint, peppers: Peppers, now: datetime) -> 
 def resealed(endpoint: WebhookEndpoint, peppers: Peppers) -> WebhookEndpoint:
     """Return an endpoint whose secrets are sealed under the pepper that signs, as far as they can be read here."""
     return replace(endpoint, secrets=tuple(_resealed(endpoint, secret, peppers) for secret in endpoint.secrets))
+
+
+class Resealing:
+    """Moves signing secrets to the pepper that signs, so that an old one can be taken away."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._leaving: Collection[str] | None = None
+
+    def store(self) -> bool:
+        """Move those of a portion of endpoints; tell whether there may be more. Raises StoreUnavailable."""
+        if self._leaving is None:
+            self._leaving = left_behind(self._resources)
+        # Those whose pepper is not here stay as they are, and must not be found again and again.
+        here = set(self._leaving) & set(self._resources.peppers.pepper_ids)
+        if not here:
+            return False
+        with self._resources.store.read() as reader:
+            if not reader.webhook_endpoints_under(here, 1):
+                return False
+        with self._resources.store.write() as writer:
+            found = writer.webhook_endpoints_under(here, RESEALED_AT_ONCE)
+            moved = [after for before in found if (after := resealed(before, self._resources.peppers)) != before]
+            for endpoint in moved:
+                writer.replace_webhook_endpoint(endpoint)
+        return bool(moved) and len(found) == RESEALED_AT_ONCE
 
 
 def _resealed(endpoint: WebhookEndpoint, secret: WebhookSecret, peppers: Peppers) -> WebhookSecret:

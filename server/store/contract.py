@@ -401,6 +401,9 @@ class Reader(Protocol):
     def list_webhook_endpoints(self, workspace_id: str, after: Cursor | None, limit: int) -> Page[WebhookEndpoint]:
         """List the endpoints of a workspace in order of creation."""
 
+    def webhook_endpoints_under(self, pepper_ids: Collection[str], limit: int) -> Sequence[WebhookEndpoint]:
+        """Return endpoints that have a secret sealed under one of these peppers, so many at most, by their ids."""
+
     def webhook_standings(self) -> Sequence[WebhookStanding]:
         """Return how far each active endpoint has come, in order of their ids."""
 
@@ -510,7 +513,7 @@ class Writer(Reader, Protocol):
     def replace_webhook_endpoint(self, endpoint: WebhookEndpoint) -> None:
         """Store the new state of an endpoint that was read in this transaction, with its secrets.
 
-        One that is active is no longer taken for failing.
+        One that becomes active, or moves to another URL, is no longer taken for failing.
         """
 
     def remove_webhook_endpoint(self, webhook_endpoint_id: str) -> None:

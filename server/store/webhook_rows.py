@@ -129,6 +129,13 @@ class WebhookReading:
         query = table.select().where(table.workspace_id == workspace_id)
         return self._page(query, (table.create_revision, table.webhook_endpoint_id), after, limit, self._to_endpoints)
 
+    def webhook_endpoints_under(self, pepper_ids: Collection[str], limit: int) -> Sequence[WebhookEndpoint]:
+        """Return endpoints with a secret under one of these peppers."""
+        table, secret = tables.WebhookEndpoint, tables.WebhookSecret
+        holders = secret.select(secret.webhook_endpoint_id).where(secret.pepper_id.in_(list(pepper_ids)))
+        query = table.select().where(table.webhook_endpoint_id.in_(holders)).order_by(table.webhook_endpoint_id)
+        return self._to_endpoints(self._rows(query.limit(limit)))
+
     def webhook_standings(self) -> Sequence[WebhookStanding]:
         """Return how far each active endpoint has come."""
         table, progress, event, delivery = (
@@ -217,12 +224,14 @@ class WebhookWriting(WebhookReading):
     def replace_webhook_endpoint(self, endpoint: WebhookEndpoint) -> None:
         """Store the new state of an endpoint."""
         self._touch(_KIND, endpoint.webhook_endpoint_id)
-        progress = tables.WebhookProgress
-        if endpoint.state is WebhookEndpointState.ACTIVE:
+        table, progress = tables.WebhookEndpoint, tables.WebhookProgress
+        was = self._by_id(table, table.webhook_endpoint_id, endpoint.webhook_endpoint_id)
+        as_it_was = was is not None and (was["state"], was["url"]) == (_ACTIVE, endpoint.url)
+        if endpoint.state is WebhookEndpointState.ACTIVE and not as_it_was:
             progress.update(failing_since=None).where(
                 progress.webhook_endpoint_id == endpoint.webhook_endpoint_id
             ).execute(self._database)
-        self._replace(tables.WebhookEndpoint, tables.WebhookEndpoint.webhook_endpoint_id, endpoint_row(endpoint))
+        self._replace(table, table.webhook_endpoint_id, endpoint_row(endpoint))
         self._put_secrets(endpoint)
 
     def remove_webhook_endpoint(self, webhook_endpoint_id: str) -> None:

@@ -296,6 +296,53 @@ class TestAuthorize:
         assert (told["decision"], told["reason"]) == ("DECISION_DENY", "REASON_KEY_MISSING")
 
 
+class TestWebhooks:
+    URL = "https://hooks.invalid/acme"
+
+    def test_an_endpoint_from_its_creation_to_its_end_for_scripts(self, acme: Cli) -> None:
+        actor, _ = create_key(acme)
+        asked = ("--on-behalf-of", actor, "--request-id")
+        types = ("--event-type", "key.revoked", "--event-type", "key.created")
+        made = acme.json("webhooks", "create", "acme", "--url", self.URL, "--description", "CRM", *types, *asked, "1")
+        endpoint = made["webhook_endpoint"]
+        name = endpoint["webhook_endpoint_id"]
+        assert made["signing_secret"].startswith("whsec_")
+        assert (endpoint["url"], endpoint["description"]) == (self.URL, "CRM")
+        assert endpoint["event_types"] == ["key.created", "key.revoked"]
+        assert acme.json("webhooks", "get", name)["webhook_endpoint"] == endpoint
+        assert acme.json("webhooks", "list", "acme") == {"webhook_endpoints": [endpoint]}
+        tested = acme.json("webhooks", "test", name, *asked, "2")["webhook_delivery"]
+        assert tested["event_type"] == "webhook.test"
+        listed = acme.json("webhooks", "deliveries", name)["webhook_deliveries"]
+        assert [one["webhook_delivery_id"] for one in listed] == [tested["webhook_delivery_id"]]
+        assert acme.json("webhooks", "deliveries", name, "--state", "delivered") == {"webhook_deliveries": []}
+        assert acme.json("webhooks", "replay", name, "msg_nothing", *asked, "3")["count"] == 0
+        assert acme.json("webhooks", "replay", name, "--failed-since", "2020-01-01T00:00:00Z")["count"] in (0, 1)
+        rotated = acme.json("webhooks", "rotate-secret", name, "--overlap", "24h", *asked, "4")
+        assert [one["number"] for one in rotated["webhook_endpoint"]["secrets"]] == [1, 2]
+        more = ("--url", f"{self.URL}/2", "--description", "", "--all-event-types", "--state", "disabled")
+        updated = acme.json("webhooks", "update", name, *more, *asked, "5")["webhook_endpoint"]
+        assert (updated["url"], updated["description"], updated["event_types"]) == (f"{self.URL}/2", "", [])
+        assert updated["disable_reason"] == "WEBHOOK_DISABLE_REASON_REQUESTED"
+        assert acme.json("webhooks", "delete", name, "--reason", "moved", *asked, "6")["revision"]
+        assert acme.json("webhooks", "list", "acme") == {"webhook_endpoints": []}
+
+    def test_an_endpoint_for_people(self, acme: Cli) -> None:
+        said = acme.good("webhooks", "create", "acme", "--url", self.URL)
+        name = said.split("webhook_endpoint_id")[1].split()[0]
+        assert "Shown once" in said
+        assert "whsec_" in said
+        for said in (acme.good("webhooks", "get", name), acme.good("webhooks", "list", "acme")):
+            assert self.URL in said
+            assert "ACTIVE" in said
+            assert "whsec_" not in said
+        acme.good("webhooks", "test", name)
+        assert "webhook.test" in acme.good("webhooks", "deliveries", name)
+        secret = acme.good("webhooks", "rotate-secret", name, "--only-secret")
+        assert secret.startswith("whsec_")
+        assert secret.count("\n") == 1
+
+
 def test_only_key_prints_the_key_and_nothing_else(acme: Cli) -> None:
     key = acme.good("keys", "create", "acme", "--kind", "server", "--display-name", "x", "--only-key")
     assert key.startswith("txk_srv_")
@@ -331,7 +378,18 @@ def part(command: click.Command, *path: str) -> click.Command:
 
 
 COMMANDS = list(commands(root))
-CALLERS_MODULES = ("authorize", "callers", "client", "devices", "keys", "links", "output", "root", "workspaces")
+CALLERS_MODULES = (
+    "authorize",
+    "callers",
+    "client",
+    "devices",
+    "keys",
+    "links",
+    "output",
+    "root",
+    "webhooks",
+    "workspaces",
+)
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

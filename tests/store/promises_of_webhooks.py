@@ -317,8 +317,35 @@ class WebhookPromises:
         note(telling, failed(five, 500, "", NOW + 4 * MINUTE, part=1))
         assert standing(telling).failing_since == NOW + 4 * MINUTE
         with telling.write() as writer:
-            writer.replace_webhook_endpoint(endpoint(description="mended"))
+            writer.replace_webhook_endpoint(endpoint(description="as it was"))
+        assert standing(telling).failing_since == NOW + 4 * MINUTE
+        with telling.write() as writer:
+            writer.replace_webhook_endpoint(endpoint(url="https://mended.example/"))
         assert standing(telling).failing_since is None
+
+    def test_an_endpoint_that_becomes_active_is_not_failing(self, telling: Store) -> None:
+        record(telling, event())
+        make(telling)
+        note(telling, failed(claim(telling)[0], 500, "", NOW, part=1))
+        with telling.write() as writer:
+            writer.replace_webhook_endpoint(replace(FULL, webhook_endpoint_id=ENDPOINT_ID, url=endpoint().url))
+            writer.replace_webhook_endpoint(endpoint())
+        assert standing(telling).failing_since is None
+
+    def test_endpoints_are_found_by_the_peppers_of_their_secrets(self, store: Store) -> None:
+        populate(store)
+        add(store, FULL, endpoint(), endpoint("b"), endpoint("a", secrets=(secret(pepper_id="third"),)))
+        with store.read() as reader:
+            for peppers, limit, found in (
+                ({"other"}, 9, [FULL.webhook_endpoint_id]),
+                ({"pepper-1"}, 9, sorted((FULL.webhook_endpoint_id, ENDPOINT_ID, "b"))),
+                ({"pepper-1", "third"}, 2, sorted((FULL.webhook_endpoint_id, ENDPOINT_ID, "b", "a"))[:2]),
+                ({"unknown"}, 9, []),
+                (set(), 9, []),
+            ):
+                under = reader.webhook_endpoints_under(peppers, limit)
+                assert [one.webhook_endpoint_id for one in under] == found
+            assert FULL in reader.webhook_endpoints_under({"other"}, 9)
 
     def test_deliveries_are_listed_newest_first_and_by_state(self, telling: Store) -> None:
         record(telling, *(event() for _ in range(5)))

@@ -296,6 +296,24 @@ def test_a_delivery_that_never_arrives_is_given_up_and_can_be_replayed(grid: Ser
     receiver.wait_for(4)
 
 
+def test_an_event_that_is_not_kept_any_more_is_given_up_and_the_endpoint_is_not_to_blame(
+    grid: Service, receiver: Receiver
+) -> None:
+    receiver.reply = status("503 Later", "Retry-After: 3600")
+    created = create(grid, receiver.url, event_types=["key.created"])
+    make_key(grid)
+    wait_for_attempts(grid, created, 1)
+    register(grid, "battery")
+    with grid.app._resources.store.write() as writer:
+        writer.prune_events(grid.clock.now + DAY, 1000)
+    grid.clock.turn(HOUR)
+
+    (done,) = wait_for_state(grid, created, WEBHOOK_DELIVERY_STATE_FAILED)
+
+    assert (done.last_error, done.last_http_status_code, len(receiver.received)) == ("event_not_kept", 0, 1)
+    assert endpoint_of(grid, created).state == WEBHOOK_ENDPOINT_STATE_ACTIVE
+
+
 def test_an_endpoint_that_is_gone_is_disabled_with_an_event_and_told_nothing_more(
     grid: Service, receiver: Receiver, certificate: Certificate
 ) -> None:
@@ -368,6 +386,18 @@ def test_receivers_that_never_answer_hold_up_no_other(
         assert time.monotonic() - began < 15
         assert dead.received
         assert len(dead.received) <= 3 * 2
+
+
+def test_old_deliveries_are_deleted_by_the_server_itself(grid: Service, receiver: Receiver) -> None:
+    created = create(grid, receiver.url, event_types=["key.created"])
+    make_key(grid)
+    wait_for_state(grid, created, WEBHOOK_DELIVERY_STATE_DELIVERED)
+    grid.clock.turn(30 * DAY)
+    grid.app._housekeeper.run_once()
+    assert len(deliveries(grid, created)) == 1
+    grid.clock.turn(timedelta(microseconds=1))
+    grid.app._housekeeper.run_once()
+    assert deliveries(grid, created) == []
 
 
 def test_nothing_of_what_signs_is_kept_in_plain_text(grid: Service, receiver: Receiver) -> None:

@@ -206,7 +206,9 @@ def test_only_key_admins_and_operators_may_call(grid: Service) -> None:
 def test_a_replay_names_ids_or_a_time_and_not_both(grid: Service) -> None:
     endpoint_id = create(grid).webhook_endpoint.webhook_endpoint_id
     since = timestamp(grid.clock.now)
-    for fields in ({}, {"webhook_delivery_ids": ["msg_1"], "failed_since": since}):
+    both: dict[str, Any] = {"webhook_delivery_ids": ["msg_1"], "failed_since": since}
+    fields: dict[str, Any]
+    for fields in ({}, both):
         request = pb.ReplayWebhookDeliveriesRequest(webhook_endpoint_id=endpoint_id, **fields)
         error = refused(grid.operator.webhooks.ReplayWebhookDeliveries, request)
         assert (error.code, error.reason, set(error.violations)) == (*INVALID, {"webhook_delivery_ids"})
