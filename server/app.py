@@ -26,6 +26,7 @@ from server.service.base import Call, Clock, Resources
 from server.service.callers import CallerFields, CallerService
 from server.service.counting import UNCOUNTED, UseCounter
 from server.service.deliveries import Dispatcher, prune_deliveries
+from server.service.expiry import WARNING_SECONDS, warn_of_expiry
 from server.service.exposures import MOST_WAITERS, ExposureService
 from server.service.facts import FactCache, SharedClock
 from server.service.following import Follower
@@ -89,8 +90,8 @@ def connections_of(settings: Settings) -> int:
 
 def _pooled_connections(settings: Settings) -> int:
     # One for each call that is worked on, and one each for health, housekeeping, exposed keys, webhooks, what keys were
-    # used for, and for the follower to read.
-    return settings.threads + 6
+    # used for, and for the follower to read; two for those who watch events.
+    return settings.threads + 8
 
 
 def open_database(settings: Settings, peppers: Peppers | None = None, *, read_only: bool = False) -> Database:
@@ -340,6 +341,7 @@ def _chores(settings: Settings, resources: Resources, rehashing: Rehashing) -> l
             PRUNING_SECONDS,
             partial(prune_deliveries, resources, timedelta(days=settings.webhook_log_days)),
         ),
+        Chore("warn of expiry", WARNING_SECONDS, partial(warn_of_expiry, resources)),
     ]
     usage_retention = timedelta(days=settings.usage_retention_days)
     chores.append(Chore("prune usage", PRUNING_SECONDS, partial(prune_usage, resources, usage_retention)))

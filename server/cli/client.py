@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -101,6 +101,10 @@ class Client:
             if isinstance(error, grpc.Call) and error.code() in unless:
                 return None
             explain(error)
+
+    def stream(self, method: Callable[..., Iterable[Reply]], request: Message) -> Iterable[Reply]:
+        """Call an RPC that streams, without a deadline. An error is the caller's to explain."""
+        return method(request, metadata=self._metadata())
 
     def _credentials(self) -> grpc.ChannelCredentials:
         trusted = None if self.tls_ca is None else self.tls_ca.read_bytes()

@@ -17,7 +17,7 @@ _MODULES = {
     **dict.fromkeys(("doctor", "backup", "restore"), "maintain"),
     **{
         name: name
-        for name in ("callers", "workspaces", "keys", "links", "devices", "authorize", "webhooks", "incident")
+        for name in ("callers", "workspaces", "keys", "links", "devices", "authorize", "webhooks", "incident", "audit")
     },
 }
 

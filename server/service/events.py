@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -24,6 +24,8 @@ GLANCE_SECONDS = 0.05
 POLL_SECONDS = 0.25
 # How many events one message carries at most.
 EVENTS_AT_ONCE = 200
+# How much of the log one reading looks through, by ids: it may hold little that matches.
+IDS_AT_ONCE = 20_000
 # How long a reading may take.
 READING_SECONDS = 5.0
 # For how long nothing is said: where the log has grown by what does not match, and where nothing happens.
@@ -128,11 +130,11 @@ class EventService:
                 refuse_if_expired(reader.event_log(), event_id, pruned)
             else:
                 event_id, pruned = _begin(reader, which, after)
-            rows = _read(reader, event_id, which, limit)
+            rows, event_id = _read(reader, event_id, which, limit)
             # Fewer than that come also where they are large.
-            more = rows and reader.events_after(rows[-1].place.event_id, which, 1)
-        following = Cursor(rows[-1].place.event_id, str(pruned)) if more else None
-        return Listing(rows, tokens.encode(following, *scope))
+            following, seen = _read(reader, event_id, which, 1)
+            more = following or seen < reader.event_log().newest_event_id
+        return Listing(rows, tokens.encode(Cursor(event_id, str(pruned)) if more else None, *scope))
 
     def watch(self, workspace_id: str, types: Sequence[str], after: str, *, only_new: bool) -> Watch:
         """Begin to watch events. Raises Refusal: FIELD_INVALID, WORKSPACE_NOT_FOUND, CURSOR_*."""
@@ -185,12 +187,9 @@ class Watch:
         with deadline_within(READING_SECONDS), self._turn, self._store.read() as reader:
             log = reader.event_log()
             refuse_if_expired(log, self._place.event_id, self._pruned)
-            events = _read(reader, self._place.event_id, self._which, EVENTS_AT_ONCE)
-            if events:
-                self._place = events[-1].place
-            elif log.newest_event_id > self._place.event_id:
-                newest = log.newest_event_id
-                self._place = place_of(newest, reader.event_links([newest]).get(newest))
+            events, seen = _read(reader, self._place.event_id, self._which, EVENTS_AT_ONCE)
+            if seen > self._place.event_id:
+                self._place = place_of(seen, reader.event_links([seen]).get(seen))
         return events
 
 
@@ -330,7 +329,10 @@ def _filter(fields: Fields, workspace_id: str, types: Sequence[str]) -> EventFil
     return EventFilter(workspace_id=workspace_id or None, types=known)
 
 
-def _read(reader: Reader, event_id: int, which: EventFilter, limit: int) -> tuple[Logged, ...]:
-    events = reader.events_after(event_id, which, limit)
+def _read(reader: Reader, event_id: int, which: EventFilter, limit: int) -> tuple[tuple[Logged, ...], int]:
+    """Return what comes after an event, and the id up to which the log was looked through, which may not be its end."""
+    up_to = min(event_id + IDS_AT_ONCE, reader.event_log().newest_event_id)
+    events = reader.events_after(event_id, replace(which, up_to=up_to), limit)
     links = reader.event_links([event.event_id or 0 for event in events])
-    return tuple(Logged(event, links.get(event.event_id or 0)) for event in events)
+    logged = tuple(Logged(event, links.get(event.event_id or 0)) for event in events)
+    return logged, logged[-1].place.event_id if logged else max(event_id, up_to)

@@ -186,10 +186,11 @@ class Changes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventFilter:
-    """Which events are meant. None and empty mean any."""
+    """Which events are meant. None and empty mean any; `up_to` is the largest id that is meant."""
 
     workspace_id: str | None = None
     types: frozenset[EventType] = frozenset()
+    up_to: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +226,15 @@ class EventLogState:
     sealed_from: int
     pruned_event_id: int
     newest_event_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpiryMark:
+    """How far the warnings of so many days have come: to this expiry, and among equals to this key; empty for all."""
+
+    days: int
+    expire_time: datetime
+    key_id: str = ""
 
 
 class News(Flag):
@@ -358,6 +368,12 @@ class Reader(Protocol):
     def end_user_event_ids(self, end_user: EndUser) -> Sequence[int]:
         """Return the ids of the events that hold this end user, in no order."""
 
+    def expiry_mark(self, days: int) -> ExpiryMark | None:
+        """Return how far the warnings of so many days have come; None where there were none yet."""
+
+    def expiring_keys(self, after: ExpiryMark, until: datetime, limit: int) -> Sequence[Key]:
+        """Return the keys that expire after a mark and not after an instant, in order of that, in whatever state."""
+
     def newest_event_time(self) -> datetime | None:
         """Return the time of the event that was recorded last; None where there is none."""
 
@@ -420,8 +436,8 @@ class Writer(Reader, Protocol):
     """A transaction that holds the store's one write lock, and sees its own changes.
 
     Transactions follow one another: what a writer has read stays true until it commits. Each method that changes
-    something also notes it in the change log, so nothing can be changed without a trace. Only `prune_events` does not:
-    no decision depends on what it deletes.
+    something also notes it in the change log, so nothing can be changed without a trace. Only `prune_events`,
+    `prune_changes` and `set_expiry_mark` do not: no decision depends on what they change.
     """
 
     @property
@@ -499,6 +515,9 @@ class Writer(Reader, Protocol):
         The newest event of the log stays, whatever its age: ids go on from there. The beginnings of chains move up to
         the first event of each that is left.
         """
+
+    def set_expiry_mark(self, mark: ExpiryMark) -> None:
+        """Note how far the warnings of so many days have come. No decision depends on it: it moves no revision."""
 
     def prune_changes(self, keep: int, limit: int) -> int:
         """Forget what old revisions touched, oldest first: all but the newest so many. Return how many were forgotten.

@@ -35,6 +35,7 @@ from server.store.contract import (
     DeviceFilter,
     Duplicate,
     EventFilter,
+    ExpiryMark,
     Exposed,
     KeyFilter,
     Member,
@@ -385,6 +386,8 @@ class PeeweeReader(WebhookReading, UsageReading, ChainReading):
             wanted.append(table.workspace_id.in_(_storable([which.workspace_id])))
         if which.types:
             wanted.append(table.type.in_(sorted(one.value for one in which.types)))
+        if which.up_to is not None:
+            wanted.append(table.event_id <= which.up_to)
         found = self._rows(table.select().where(reduce(and_, wanted)).order_by(table.event_id).limit(limit))
         return [rows.to_event(row) for row in found[: _fitting(found)]]
 
@@ -398,6 +401,21 @@ class PeeweeReader(WebhookReading, UsageReading, ChainReading):
         """Return the ids of the events that hold an end user."""
         index = tables.EventEndUser
         return [row["event_id"] for row in self._rows(index.select(index.event_id).where(_of(index, end_user)))]
+
+    def expiry_mark(self, days: int) -> ExpiryMark | None:
+        """Return how far warnings have come."""
+        row = self._first(tables.ExpiryMark.select().where(tables.ExpiryMark.days == days))
+        return None if row is None else ExpiryMark(**row)
+
+    def expiring_keys(self, after: ExpiryMark, until: datetime, limit: int) -> Sequence[Key]:
+        """Return the keys that expire after a mark."""
+        table = tables.Key
+        later = table.expire_time > after.expire_time
+        if after.key_id:
+            # The first part is what an index finds the place by.
+            later = (table.expire_time >= after.expire_time) & (later | (table.key_id > after.key_id))
+        query = table.select().where(later & (table.expire_time <= until))
+        return self._to_keys(self._rows(query.order_by(table.expire_time, table.key_id).limit(limit)))
 
     def newest_event_time(self) -> datetime | None:
         """Return the time of the newest event."""
@@ -537,7 +555,7 @@ class PeeweeWriter(PeeweeReader, WebhookWriting, ChainWriting):
         # What was read of keys in this transaction, and so is still true: what does not change need not be written.
         self._seen: dict[str, Key] = {}
         self._recorded = False
-        self._pruned = False
+        self._traceless = False
         self._ended_unchanged = False
 
     @property
@@ -551,7 +569,7 @@ class PeeweeWriter(PeeweeReader, WebhookWriting, ChainWriting):
             self._touch("event", str(self._after.number))
         if not self._touched:
             self._ended_unchanged = True
-            return self._pruned
+            return self._traceless
         after = self._after
         head = {"row": 1, "number": after.number, "nonce": after.nonce}
         statements.update(self._database, tables.Revision, "row", head)
@@ -738,8 +756,17 @@ class PeeweeWriter(PeeweeReader, WebhookWriting, ChainWriting):
             index.delete().where(index.event_id.in_(some)).execute(self._database)
             table.delete().where(table.event_id.in_(some)).execute(self._database)
         self._cut(ids)
-        self._pruned = self._pruned or bool(ids)
+        self._traceless = self._traceless or bool(ids)
         return len(ids)
+
+    def set_expiry_mark(self, mark: ExpiryMark) -> None:
+        """Note how far warnings have come."""
+        table = tables.ExpiryMark
+        row = {"days": mark.days, "expire_time": mark.expire_time, "key_id": mark.key_id}
+        table.insert(row).on_conflict(
+            conflict_target=(table.days,), preserve=(table.expire_time, table.key_id)
+        ).execute(self._database)
+        self._traceless = True
 
     def prune_changes(self, keep: int, limit: int) -> int:
         """Forget what old revisions touched."""
@@ -748,7 +775,7 @@ class PeeweeWriter(PeeweeReader, WebhookWriting, ChainWriting):
         portion = [row["revision"] for row in self._rows(old.order_by(table.revision).limit(limit))]
         if portion:
             table.delete().where(table.revision <= portion[-1]).execute(self._database)
-            self._pruned = True
+            self._traceless = True
         return len(set(portion))
 
     def remember(self, request: CarriedOut, forget_before: datetime) -> None:

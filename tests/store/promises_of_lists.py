@@ -427,13 +427,14 @@ class ListPromises:
             everything = reader.events_after(0, EventFilter(), 100)
             assert [event.event_id for event in everything] == sorted({event.event_id or 0 for event in everything})
             assert len(everything) == len(types) * len(keys)
-            for after, workspace_id, some, limit in product(
+            for after, workspace_id, some, limit, up_to in product(
                 [0, *(event.event_id or 0 for event in everything)],
                 (None, WORKSPACE_ID, OTHER_WORKSPACE_ID, "no\0workspace"),
                 (frozenset[EventType](), frozenset(types[:2]), frozenset({EventType.CALLER_CREATED})),
                 (2, 100),
+                (None, everything[3].event_id or 0),
             ):
-                which = EventFilter(workspace_id=workspace_id, types=some)
+                which = EventFilter(workspace_id=workspace_id, types=some, up_to=up_to)
                 assert (
                     reader.events_after(after, which, limit)
                     == [
@@ -442,5 +443,6 @@ class ListPromises:
                         if (event.event_id or 0) > after
                         and workspace_id in (None, event.workspace_id)
                         and (not some or event.type in some)
+                        and (up_to is None or (event.event_id or 0) <= up_to)
                     ][:limit]
                 )

@@ -119,8 +119,8 @@ MUTATIONS: dict[str, tuple[Callable[[Writer], object], Changes | None]] = {
     ),
 }
 
-# What deletes things that no decision depends on, and notes nothing.
-TRACELESS = ("prune_events", "prune_changes")
+# What changes things that no decision depends on, and notes nothing.
+TRACELESS = ("prune_events", "prune_changes", "set_expiry_mark")
 
 every_mutation = pytest.mark.parametrize("name", MUTATIONS)
 

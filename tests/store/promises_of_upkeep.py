@@ -12,7 +12,7 @@ from server.domain.kinds import KeyKind
 from server.domain.model import Generation, KeyState
 from server.domain.peppers import Pepper, Peppers
 from server.domain.token import TokenKind
-from server.store.contract import PepperUsage, Store, Writer
+from server.store.contract import ExpiryMark, PepperUsage, Store, Writer
 from tests.builders import (
     CALLER_KEY_ID,
     EARLIER,
@@ -138,3 +138,41 @@ class UpkeepPromises:
             writer.record([replace(make_event(), event_time=NOW + timedelta(days=1)), make_event()])
         with store.read() as reader:
             assert reader.newest_event_time() == NOW
+
+    def test_a_mark_of_warnings_is_kept_for_each_number_of_days(self, store: Store) -> None:
+        populate(store)
+        with store.read() as reader:
+            head = reader.head()
+            assert reader.expiry_mark(7) is None
+        one, other = mark(0, "a"), replace(mark(5), days=30)
+        with store.write() as writer:
+            writer.set_expiry_mark(mark(9))
+            writer.set_expiry_mark(one)
+            writer.set_expiry_mark(other)
+        with store.read() as reader:
+            assert (reader.expiry_mark(7), reader.expiry_mark(30), reader.expiry_mark(1)) == (one, other, None)
+            assert reader.head() == head
+
+    def test_keys_that_expire_after_a_mark_come_in_order_each_once(self, store: Store) -> None:
+        times = {"Key0000000000003": 2, "Key0000000000001": 2, "Key0000000000002": 2, "Key0000000000004": 1, "Later": 3}
+        with store.write() as writer:
+            writer.add_workspace(make_workspace())
+            writer.add_key(make_key())
+            for key_id, moments in times.items():
+                writer.add_key(make_key(key_id=key_id, expire_time=NOW + moments * MOMENT))
+
+        def found(after: ExpiryMark, until: int = 2, limit: int = 10) -> list[str]:
+            with store.read() as reader:
+                return [key.key_id for key in reader.expiring_keys(after, NOW + until * MOMENT, limit)]
+
+        in_order = ["Key0000000000004", "Key0000000000001", "Key0000000000002", "Key0000000000003"]
+        assert found(mark(0)) == in_order
+        assert found(mark(0), limit=2) == in_order[:2]
+        assert found(mark(2, "Key0000000000001")) == in_order[2:]
+        assert found(mark(1)) == in_order[1:]
+        assert found(mark(2)) == []
+        assert found(mark(2), until=9) == ["Later"]
+
+
+def mark(moments: int, key_id: str = "") -> ExpiryMark:
+    return ExpiryMark(days=7, expire_time=NOW + moments * MOMENT, key_id=key_id)

@@ -11,6 +11,7 @@ from texture.auth.v1 import event_service_pb2 as pb
 from texture.auth.v1 import workspace_service_pb2
 
 from server.service import audit
+from server.service import events as reading
 from server.service.housekeeping import prune_events
 from tests.harness import Service, refused
 from tests.wire.helpers import OTHER_WORKSPACE, USER, WORKSPACE, make_key, make_workspace, register, revoke
@@ -96,6 +97,23 @@ def test_events_are_filtered_by_workspace_and_type(grid: Service) -> None:
         "key.created"
     ]
     assert every_event(grid, types=["end_user.erased"]) == []
+
+
+@pytest.mark.parametrize("page_size", [1, 3])
+def test_a_long_log_is_looked_through_in_several_pages(
+    grid: Service, monkeypatch: pytest.MonkeyPatch, page_size: int
+) -> None:
+    for _ in range(3):
+        for _ in range(4):
+            key_id = make_key(grid).key.key_id
+        revoke(grid, key_id)
+    expected = every_event(grid, types=["key.revoked"])
+    everything = every_event(grid)
+    monkeypatch.setattr(reading, "IDS_AT_ONCE", 2)
+
+    assert len(expected) == 3
+    assert every_event(grid, types=["key.revoked"], page_size=page_size) == expected
+    assert every_event(grid, page_size=page_size) == everything
 
 
 def test_every_cursor_leads_to_what_comes_after_its_event_whatever_the_filter(grid: Service) -> None:
@@ -205,7 +223,8 @@ def test_it_is_verified_portion_by_portion(grid: Service, monkeypatch: pytest.Mo
         make_key(grid)
     portion = grid.app._server._audit
     monkeypatch.setattr(portion, "_links_at_once", 3)
-    counts, token = [], ""
+    counts: list[int] = []
+    token = ""
     while not counts or token:
         found = verify(grid, portion_token=token)
         counts.append(found.verified_count)

@@ -214,7 +214,7 @@ class ListEventsResponse(_message.Message):
     """For the next page; empty on the last."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggedEvent]:
-        """Oldest first."""
+        """Oldest first. A page may be short, or empty, and not be the last, where few events of a long log match."""
 
     def __init__(
         self,
