@@ -17,6 +17,7 @@ from server.domain.lifecycle import (
     check_not_revoked,
     mint_generation,
     resume,
+    retire,
     revoke,
     revoke_caller,
     rotate,
@@ -390,3 +391,31 @@ def test_a_revoked_caller_changes_no_more() -> None:
         refusal = refused(act)
         assert refusal.reason is ErrorReason.CALLER_IS_REVOKED
         assert refusal.metadata == {"caller_id": "device-api"}
+
+
+# --- Ending an overlap before its time ----------------------------------------------------------------------------
+
+
+def test_an_old_secret_ends_now_and_nothing_else_changes() -> None:
+    before = rotated(make_key(), overlap=DAY)
+    first, second = before.generations
+    after = retire(before, 1, LATER)
+    assert after == replace(before, generations=(replace(first, retire_time=LATER), second), update_time=LATER)
+    assert after.generations[0].retired(LATER)
+
+
+@pytest.mark.parametrize("overlap", [timedelta(), HOUR])
+def test_an_old_secret_that_has_ended_stays_as_it_is(overlap: timedelta) -> None:
+    before = rotated(make_key(), overlap=overlap)
+    assert retire(before, 1, LATER) is before
+
+
+@pytest.mark.parametrize("number", [-1, 0, 2, 3])
+def test_neither_the_secret_in_force_nor_one_that_there_is_not_is_ended(number: int) -> None:
+    refusal = refused(lambda: retire(rotated(make_key(), overlap=DAY), number, LATER))
+    assert (refusal.reason, refusal.violations[0].field) == (ErrorReason.FIELD_INVALID, "generation")
+
+
+def test_no_secret_of_a_revoked_key_is_ended() -> None:
+    revoked = revoke(rotated(make_key(), overlap=DAY), "leaked", LATER)
+    assert refused(lambda: retire(revoked, 1, LATER)).reason is ErrorReason.KEY_IS_REVOKED
