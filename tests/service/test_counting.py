@@ -215,19 +215,24 @@ def interrupted(work: Callable[[], object], after: int, meanwhile: Callable[[], 
 )
 def test_whenever_threads_take_turns_nothing_is_lost_or_counted_twice(what: str, counted_before: bool) -> None:
     for after in itertools.count(1):
-        counter, use, handed = UseCounter(TurnedClock()), use_of(device_id="battery-1"), []
+        counter, use = UseCounter(TurnedClock()), use_of(device_id="battery-1")
+        handed: list[Any] = []
         count = partial(counter.count, use, "a")
-        look = lambda: handed.append(handed_over(counter))  # noqa: E731, B023 - it is called in its own round
+
+        def look(counter: UseCounter = counter, handed: list[Any] = handed) -> None:
+            handed.append(handed_over(counter))
+
         if counted_before:
             count()
-        work, meanwhile = {
+        turns: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
             "counts, and another counts": (count, count),
             "counts, and another looks": (count, look),
             "looks, and another counts": (look, count),
-        }[what]
+        }
+        work, meanwhile = turns[what]
         more = interrupted(work, after, meanwhile)
         look()
-        expected = (work is count) + (meanwhile is count and more) + counted_before
+        expected = int(work is count) + int(meanwhile is count and more) + int(counted_before)
         assert sum(sum(counts(batch).values()) for batch in handed) == expected, f"after {after} instructions"
         if not more:
             assert after > 20
