@@ -93,6 +93,9 @@ class Chain:
     anchor: Anchor
 
 
+NOTHING: Mapping[int, Sequence[bytes]] = {}
+
+
 class Problem(Enum):
     """What is wrong with a chain. What each means is documented in `protos/texture/auth/v1/event_service.proto`."""
 
@@ -204,7 +207,6 @@ class Stored:
     content: Content | None
 
 
-@dataclass(slots=True)
 class Verification:
     """A walk along a chain from a place on, in portions. `events_seen` is the id of the last event that was passed.
 
@@ -214,18 +216,23 @@ class Verification:
     `broken` is the first that does not hold, beyond which nothing is looked at.
     """
 
-    sealer: Sealer
-    place: Place
-    events_seen: int
-    expected: Mapping[int, Sequence[bytes]] = field(default_factory=dict, repr=False)
-    verified: int = 0
-    unverifiable: dict[str, int] = field(default_factory=dict)
-    broken: Break | None = None
+    __slots__ = ("_expected", "_sealer", "broken", "events_seen", "place", "unverifiable", "verified")
+
+    def __init__(
+        self, sealer: Sealer, place: Place, events_seen: int, expected: Mapping[int, Sequence[bytes]] = NOTHING
+    ) -> None:
+        self._sealer = sealer
+        self._expected = expected
+        self.place = place
+        self.events_seen = events_seen
+        self.verified = 0
+        self.unverifiable: dict[str, int] = {}
+        self.broken: Break | None = None
 
     def begin(self, chain: Chain) -> None:
         """Go to the beginning of what is kept of a chain."""
         self.place = chain.anchor.place
-        made_here = self.sealer.anchored(chain)
+        made_here = self._sealer.anchored(chain)
         if made_here is False:
             self.broken = Break(Problem.BEGINNING_ALTERED, self.place.number)
         elif made_here is None:
@@ -245,22 +252,22 @@ class Verification:
             self.broken = Break(Problem.LINK_MISSING, self.place.number + 1)
         elif head != self.place:
             self.broken = Break(Problem.HEAD_ALTERED, self.place.number)
-        elif any(number > self.place.number for number in self.expected):
+        elif any(number > self.place.number for number in self._expected):
             self.broken = Break(Problem.TAIL_MISSING, self.place.number + 1)
 
     def _pass(self, stored: Stored) -> None:
         link, number = stored.link, self.place.number + 1
         problem: Problem | None = None
         peppers = [link.pepper_id] if link.redaction is None else [link.pepper_id, link.redaction.pepper_id]
-        missing = [pepper_id for pepper_id in peppers if not self.sealer.has(pepper_id)]
+        missing = [pepper_id for pepper_id in peppers if not self._sealer.has(pepper_id)]
         if link.number != number:
             self.broken = Break(Problem.LINK_MISSING, number)
             return
         for holds, otherwise in (
-            (self.sealer.linked(link, self.place), Problem.LINK_ALTERED),
-            (self.sealer.redacted(link), Problem.REDACTION_ALTERED),
+            (self._sealer.linked(link, self.place), Problem.LINK_ALTERED),
+            (self._sealer.redacted(link), Problem.REDACTION_ALTERED),
             (self._has_event(stored), Problem.EVENT_MISSING),
-            (self.sealer.says(link, stored.content), Problem.EVENT_ALTERED),
+            (self._sealer.says(link, stored.content), Problem.EVENT_ALTERED),
             (self._as_expected(link.place), Problem.HISTORY_REPLACED),
         ):
             if holds is False:
@@ -280,7 +287,7 @@ class Verification:
         return stored.content is not None or gone
 
     def _as_expected(self, place: Place) -> bool:
-        return all(hmac.compare_digest(expected, place.mac) for expected in self.expected.get(place.number, ()))
+        return all(hmac.compare_digest(expected, place.mac) for expected in self._expected.get(place.number, ()))
 
     def _cannot_tell(self, pepper_id: str) -> None:
         self.unverifiable[pepper_id] = self.unverifiable.get(pepper_id, 0) + 1

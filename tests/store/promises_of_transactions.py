@@ -15,7 +15,8 @@ from server.domain.events import Event, EventType, Origin, describe
 from server.domain.kinds import KeyKind
 from server.domain.model import Workspace
 from server.domain.revision import Revision
-from server.store.contract import Reader, Store, Writer
+from server.domain.webhooks import new_delivery
+from server.store.contract import Exposed, Reader, Store, WebhookReplay, Writer
 from server.store.peewee_store import Engine
 from tests.builders import (
     CALLER_KEY_ID,
@@ -30,6 +31,7 @@ from tests.builders import (
     make_key,
     make_workspace,
 )
+from tests.store.promises_of_webhooks import endpoint
 from tests.store.support import (
     PATIENCE,
     SCOPED_KEY_ID,
@@ -52,6 +54,12 @@ def replace_an_event(writer: Writer) -> None:
     writer.record([make_event()])
     *_, last = writer.list_key_events(SERVER_KEY_ID, None, 10).rows
     writer.replace_events([replace(last, after={"key_id": SERVER_KEY_ID})])
+
+
+def with_endpoint(writer: Writer, webhook_endpoint_id: str, change: Callable[..., object], *arguments: object) -> None:
+    """Change something of a webhook endpoint, which is made first."""
+    writer.add_webhook_endpoint(endpoint(webhook_endpoint_id))
+    change(*arguments)
 
 
 # Each method that changes something, a call of it on what `populate` made, and what it must note in the change log;
@@ -116,6 +124,37 @@ MUTATIONS: dict[str, tuple[Callable[[Writer], object], Changes | None]] = {
     "remove_end_user": (
         lambda writer: writer.remove_end_user(EndUser(WORKSPACE_ID, REFERENCE_ID)),
         {("device", DEVICE_ID), ("connect_link", LINK_ID), ("key", SCOPED_KEY_ID)},
+    ),
+    "note_exposures": (
+        lambda writer: writer.note_exposures([Exposed(SERVER_KEY_ID, 1, "browser")], NOW),
+        {("exposure", SERVER_KEY_ID)},
+    ),
+    "add_webhook_endpoint": (
+        lambda writer: writer.add_webhook_endpoint(endpoint("added")),
+        {("webhook_endpoint", "added")},
+    ),
+    "replace_webhook_endpoint": (
+        lambda writer: with_endpoint(writer, "replaced", writer.replace_webhook_endpoint, endpoint("replaced")),
+        {("webhook_endpoint", "replaced")},
+    ),
+    "remove_webhook_endpoint": (
+        lambda writer: with_endpoint(writer, "removed", writer.remove_webhook_endpoint, "removed"),
+        {("webhook_endpoint", "removed")},
+    ),
+    "add_webhook_delivery": (
+        lambda writer: with_endpoint(
+            writer, "told", writer.add_webhook_delivery, new_delivery("told", None, "webhook.test", NOW)
+        ),
+        {("webhook_endpoint", "told")},
+    ),
+    "replay_webhook_deliveries": (
+        lambda writer: with_endpoint(
+            writer,
+            "replayed",
+            writer.replay_webhook_deliveries,
+            *(WebhookReplay(webhook_endpoint_id="replayed", failed_since=NOW), NOW, NOW, 1),
+        ),
+        None,
     ),
 }
 

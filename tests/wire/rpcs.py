@@ -92,12 +92,12 @@ def open_link(service: Service) -> connect_service_pb2.CreateConnectLinkResponse
     return service.operator.connect.CreateConnectLink(request)
 
 
-def _new_slug(_service: Service) -> str:
+def new_slug(_service: Service) -> str:
     return f"n{new_id().lower()}z"
 
 
 def new_caller(service: Service) -> str:
-    caller_id = _new_slug(service)
+    caller_id = new_slug(service)
     request = caller_service_pb2.CreateCallerRequest(caller_id=caller_id, roles=[ROLE_AUTHORIZER])
     return service.operator.callers.CreateCaller(request).caller.caller_id
 
@@ -159,8 +159,8 @@ VALUES: Mapping[str, Any] = {
 }
 # Where the name alone does not tell.
 OWN_VALUES: Mapping[str, Mapping[str, Any]] = {
-    "CreateCaller": {"caller_id": Made(_new_slug)},
-    "CreateWorkspace": {"workspace_id": Made(_new_slug)},
+    "CreateCaller": {"caller_id": Made(new_slug)},
+    "CreateWorkspace": {"workspace_id": Made(new_slug)},
     "UpdateWebhookEndpoint": {
         "state": WEBHOOK_ENDPOINT_STATE_ACTIVE,
         "update_mask": "description",

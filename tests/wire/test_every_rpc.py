@@ -29,7 +29,7 @@ from tests.wire.helpers import (
     suspend,
     timestamp,
 )
-from tests.wire.rpcs import METHODS, call, new_webhook_endpoint, short, valid_request, with_field
+from tests.wire.rpcs import METHODS, call, new_slug, new_webhook_endpoint, short, valid_request, with_field
 
 HOUR = timedelta(hours=1)
 DENIED = grpc.StatusCode.PERMISSION_DENIED
@@ -202,7 +202,7 @@ def _two_logged(service: Service) -> dict[str, Any]:
 
 
 def _two_chains(service: Service) -> dict[str, Any]:
-    make_workspace(service, OTHER_WORKSPACE)
+    make_workspace(service, new_slug(service))
     return {}
 
 

@@ -232,6 +232,7 @@ PROMISED = {
     "CallerService": {"operator"},
     "EventService": {"operator"},
     "UsageService": {"key-admin", "operator"},
+    "WebhookService": {"key-admin", "operator"},
 }
 
 
