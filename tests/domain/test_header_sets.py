@@ -1,8 +1,8 @@
 """What real clients send, and how it is weighed: captured from the clients, or as their makers document it.
 
 Captured were all headers of each request as they reached a server on the same machine; kept are those that a gateway
-passes on. Chromium and Firefox ran without a screen, and loaded a page that calls its own site and another one in every
-way there is.
+passes on. The browsers ran without a screen, and loaded a page that calls its own site and another one in every way
+there is. WebKitGTK stands for Safari and for web views on iPhones, whose engine it shares.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FIELDS = {
     "Sec-Fetch-Dest": "sec_fetch_dest",
     "Sec-Fetch-User": "sec_fetch_user",
 }
-BROWSERS = {"Chromium", "Firefox"}
+BROWSERS = {"Chromium", "Firefox", "WebKitGTK"}
 
 
 @pytest.mark.parametrize("sent", SETS, ids=lambda one: f"{one['client']} {one['version']}: {one['what']}")

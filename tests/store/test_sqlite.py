@@ -7,13 +7,14 @@ import sqlite3
 import stat
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from server.store.contract import Store
-from server.store.peewee_store import PeeweeStore
+from server.store.contract import KeyFilter, Store
+from server.store.peewee_store import PeeweeReader, PeeweeStore
 from server.store.sqlite import SqliteEngine
-from tests.builders import make_workspace
+from tests.builders import NOW, make_workspace
 from tests.store.conformance import StoreConformance
 from tests.store.files import (
     name_in,
@@ -81,6 +82,34 @@ class TestCreating:
         with store.write() as writer:
             writer.add_workspace(make_workspace(workspace_id="acknowledged"))
         assert workspaces_seen_by_another_process(path) == before | {"acknowledged"}
+
+
+class TestOrigins:
+    """Keys are few by where they come from, and many in a workspace."""
+
+    @pytest.mark.parametrize("by", ["descends_from_key_id", "connect_link_id", "created_by_key_id"])
+    def test_keys_are_found_by_their_origin_without_going_over_their_workspace(
+        self, store: Store, by: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plans: list[str] = []
+        rows_of = PeeweeReader._rows
+
+        def explained(reader: PeeweeReader, query: Any) -> list[dict[str, Any]]:
+            statement, values = reader._database.get_sql_context().sql(query).query()
+            plan = reader._database.execute_sql(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+            plans.append(" ".join(str(step[-1]) for step in plan))
+            return rows_of(reader, query)
+
+        monkeypatch.setattr(PeeweeReader, "_rows", explained)
+        with store.read() as reader:
+            for which in (KeyFilter(workspace_id="w", now=NOW), KeyFilter(workspace_id="w", now=NOW, **{by: "x"})):  # type: ignore[arg-type]
+                reader.list_keys(which, None, 10)
+
+        over_all, by_origin = plans
+        assert "workspace_id" in over_all
+        assert "workspace_id" not in by_origin
+        assert "SEARCH" in by_origin
+        assert "SCAN api_key" not in by_origin
 
 
 class TestNesting:
