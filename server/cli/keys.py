@@ -34,7 +34,17 @@ ONLY_KEY = click.option("--only-key", is_flag=True, help="Print nothing but the 
 QUIET = click.option(
     "--quiet-for", type=LENGTH, help="How long an old secret must not have been used, such as 24h; 1h by default."
 )
-HOURS = ("hour_time", "caller_id", "permission", "decision", "reason", "generation", "count", "last_time")
+HOURS = (
+    "hour_time",
+    "caller_id",
+    "permission",
+    "decision",
+    "reason",
+    "generation",
+    "secret_replaced",
+    "count",
+    "last_time",
+)
 _REPLACED = ("generation", "rotation_time", "retire_time", "uses", "safe_to_retire", "safe_time")
 
 

@@ -8,7 +8,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -216,15 +215,17 @@ def interrupted(work: Callable[[], object], after: int, meanwhile: Callable[[], 
 def test_whenever_threads_take_turns_nothing_is_lost_or_counted_twice(what: str, counted_before: bool) -> None:
     for after in itertools.count(1):
         counter, use = UseCounter(TurnedClock()), use_of(device_id="battery-1")
-        handed: list[Any] = []
-        count = partial(counter.count, use, "a")
+        handed: list[UsageBatch] = []
 
-        def look(counter: UseCounter = counter, handed: list[Any] = handed) -> None:
+        def count(counter: UseCounter = counter, use: Use = use) -> None:
+            counter.count(use, "a")
+
+        def look(counter: UseCounter = counter, handed: list[UsageBatch] = handed) -> None:
             handed.append(handed_over(counter))
 
         if counted_before:
             count()
-        turns: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        turns: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
             "counts, and another counts": (count, count),
             "counts, and another looks": (count, look),
             "looks, and another counts": (look, count),
@@ -232,7 +233,7 @@ def test_whenever_threads_take_turns_nothing_is_lost_or_counted_twice(what: str,
         work, meanwhile = turns[what]
         more = interrupted(work, after, meanwhile)
         look()
-        expected = int(work is count) + int(meanwhile is count and more) + int(counted_before)
+        expected = (work is count) + (meanwhile is count and more) + counted_before
         assert sum(sum(counts(batch).values()) for batch in handed) == expected, f"after {after} instructions"
         if not more:
             assert after > 20

@@ -156,10 +156,10 @@ def test_uses_are_told_by_the_hour_and_by_the_secret(grid: Service) -> None:
 
     response = usage_of(grid, key.key.key_id)
 
-    told = [(use.hour_time.ToDatetime(), use.generation, use.count) for use in response.hours]
+    told = [(use.hour_time.ToDatetime(), use.generation, use.secret_replaced, use.count) for use in response.hours]
     first, second = (moment.replace(tzinfo=None) for moment in (began, began + HOUR))
     # Of the old secret, uses before and after the rotation are on lines of their own.
-    assert told == [(first, 1, 1), (second, 1, 1), (second, 1, 1), (second, 2, 1)]
+    assert told == [(first, 1, False, 1), (second, 1, False, 1), (second, 1, True, 1), (second, 2, False, 1)]
     assert counts(response) == {
         ("dev-operator", "devices:list", "PERMITTED", 1): 3,
         ("dev-operator", "devices:list", "PERMITTED", 2): 1,

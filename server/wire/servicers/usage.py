@@ -76,6 +76,7 @@ def _use(use: Use) -> pb.KeyUse:
         count=span.count,
         first_time=convert.timestamp(span.first_time),
         last_time=convert.timestamp(span.last_time),
+        secret_replaced=bucket.retiring,
     )
 
 

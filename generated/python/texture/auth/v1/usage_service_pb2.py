@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from texture.auth.v1 import authorize_service_pb2 as texture_dot_auth_dot_v1_dot_authorize__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#texture/auth/v1/usage_service.proto\x12\x0ftexture.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'texture/auth/v1/authorize_service.proto\"\xb6\x02\n\x06KeyUse\x12-\n\thour_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ngeneration\x18\x02 \x01(\x05\x12\x11\n\tcaller_id\x18\x03 \x01(\t\x12\x12\n\npermission\x18\x04 \x01(\t\x12+\n\x08\x64\x65\x63ision\x18\x05 \x01(\x0e\x32\x19.texture.auth.v1.Decision\x12\'\n\x06reason\x18\x06 \x01(\x0e\x32\x17.texture.auth.v1.Reason\x12\r\n\x05\x63ount\x18\x07 \x01(\x03\x12.\n\nfirst_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9e\x01\n\x0b\x44\x65viceTouch\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12.\n\nfirst_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa9\x01\n\x12GetKeyUsageRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\xc6\x01\n\x13GetKeyUsageResponse\x12&\n\x05hours\x18\x01 \x03(\x0b\x32\x17.texture.auth.v1.KeyUse\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\'\n\x06totals\x18\x03 \x03(\x0b\x32\x17.texture.auth.v1.KeyUse\x12\x31\n\rlast_use_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nincomplete\x18\x05 \x01(\x08\"N\n\x15ListKeyDevicesRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"t\n\x16ListKeyDevicesResponse\x12-\n\x07touches\x18\x01 \x03(\x0b\x32\x1c.texture.auth.v1.DeviceTouch\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nincomplete\x18\x03 \x01(\x08\"Q\n\x15ListDeviceKeysRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"t\n\x16ListDeviceKeysResponse\x12-\n\x07touches\x18\x01 \x03(\x0b\x32\x1c.texture.auth.v1.DeviceTouch\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nincomplete\x18\x03 \x01(\x08\x32\xae\x02\n\x0cUsageService\x12X\n\x0bGetKeyUsage\x12#.texture.auth.v1.GetKeyUsageRequest\x1a$.texture.auth.v1.GetKeyUsageResponse\x12\x61\n\x0eListKeyDevices\x12&.texture.auth.v1.ListKeyDevicesRequest\x1a\'.texture.auth.v1.ListKeyDevicesResponse\x12\x61\n\x0eListDeviceKeys\x12&.texture.auth.v1.ListDeviceKeysRequest\x1a\'.texture.auth.v1.ListDeviceKeysResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#texture/auth/v1/usage_service.proto\x12\x0ftexture.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'texture/auth/v1/authorize_service.proto\"\xcf\x02\n\x06KeyUse\x12-\n\thour_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ngeneration\x18\x02 \x01(\x05\x12\x11\n\tcaller_id\x18\x03 \x01(\t\x12\x12\n\npermission\x18\x04 \x01(\t\x12+\n\x08\x64\x65\x63ision\x18\x05 \x01(\x0e\x32\x19.texture.auth.v1.Decision\x12\'\n\x06reason\x18\x06 \x01(\x0e\x32\x17.texture.auth.v1.Reason\x12\r\n\x05\x63ount\x18\x07 \x01(\x03\x12.\n\nfirst_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fsecret_replaced\x18\n \x01(\x08\"\x9e\x01\n\x0b\x44\x65viceTouch\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12.\n\nfirst_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa9\x01\n\x12GetKeyUsageRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\xc6\x01\n\x13GetKeyUsageResponse\x12&\n\x05hours\x18\x01 \x03(\x0b\x32\x17.texture.auth.v1.KeyUse\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\'\n\x06totals\x18\x03 \x03(\x0b\x32\x17.texture.auth.v1.KeyUse\x12\x31\n\rlast_use_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nincomplete\x18\x05 \x01(\x08\"N\n\x15ListKeyDevicesRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"t\n\x16ListKeyDevicesResponse\x12-\n\x07touches\x18\x01 \x03(\x0b\x32\x1c.texture.auth.v1.DeviceTouch\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nincomplete\x18\x03 \x01(\x08\"Q\n\x15ListDeviceKeysRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"t\n\x16ListDeviceKeysResponse\x12-\n\x07touches\x18\x01 \x03(\x0b\x32\x1c.texture.auth.v1.DeviceTouch\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nincomplete\x18\x03 \x01(\x08\x32\xae\x02\n\x0cUsageService\x12X\n\x0bGetKeyUsage\x12#.texture.auth.v1.GetKeyUsageRequest\x1a$.texture.auth.v1.GetKeyUsageResponse\x12\x61\n\x0eListKeyDevices\x12&.texture.auth.v1.ListKeyDevicesRequest\x1a\'.texture.auth.v1.ListKeyDevicesResponse\x12\x61\n\x0eListDeviceKeys\x12&.texture.auth.v1.ListDeviceKeysRequest\x1a\'.texture.auth.v1.ListDeviceKeysResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,21 +34,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'texture.auth.v1.usage_servi
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_KEYUSE']._serialized_start=131
-  _globals['_KEYUSE']._serialized_end=441
-  _globals['_DEVICETOUCH']._serialized_start=444
-  _globals['_DEVICETOUCH']._serialized_end=602
-  _globals['_GETKEYUSAGEREQUEST']._serialized_start=605
-  _globals['_GETKEYUSAGEREQUEST']._serialized_end=774
-  _globals['_GETKEYUSAGERESPONSE']._serialized_start=777
-  _globals['_GETKEYUSAGERESPONSE']._serialized_end=975
-  _globals['_LISTKEYDEVICESREQUEST']._serialized_start=977
-  _globals['_LISTKEYDEVICESREQUEST']._serialized_end=1055
-  _globals['_LISTKEYDEVICESRESPONSE']._serialized_start=1057
-  _globals['_LISTKEYDEVICESRESPONSE']._serialized_end=1173
-  _globals['_LISTDEVICEKEYSREQUEST']._serialized_start=1175
-  _globals['_LISTDEVICEKEYSREQUEST']._serialized_end=1256
-  _globals['_LISTDEVICEKEYSRESPONSE']._serialized_start=1258
-  _globals['_LISTDEVICEKEYSRESPONSE']._serialized_end=1374
-  _globals['_USAGESERVICE']._serialized_start=1377
-  _globals['_USAGESERVICE']._serialized_end=1679
+  _globals['_KEYUSE']._serialized_end=466
+  _globals['_DEVICETOUCH']._serialized_start=469
+  _globals['_DEVICETOUCH']._serialized_end=627
+  _globals['_GETKEYUSAGEREQUEST']._serialized_start=630
+  _globals['_GETKEYUSAGEREQUEST']._serialized_end=799
+  _globals['_GETKEYUSAGERESPONSE']._serialized_start=802
+  _globals['_GETKEYUSAGERESPONSE']._serialized_end=1000
+  _globals['_LISTKEYDEVICESREQUEST']._serialized_start=1002
+  _globals['_LISTKEYDEVICESREQUEST']._serialized_end=1080
+  _globals['_LISTKEYDEVICESRESPONSE']._serialized_start=1082
+  _globals['_LISTKEYDEVICESRESPONSE']._serialized_end=1198
+  _globals['_LISTDEVICEKEYSREQUEST']._serialized_start=1200
+  _globals['_LISTDEVICEKEYSREQUEST']._serialized_end=1281
+  _globals['_LISTDEVICEKEYSRESPONSE']._serialized_start=1283
+  _globals['_LISTDEVICEKEYSRESPONSE']._serialized_end=1399
+  _globals['_USAGESERVICE']._serialized_start=1402
+  _globals['_USAGESERVICE']._serialized_end=1704
 # @@protoc_insertion_point(module_scope)

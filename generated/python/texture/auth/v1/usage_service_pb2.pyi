@@ -35,6 +35,7 @@ class KeyUse(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     FIRST_TIME_FIELD_NUMBER: _builtins.int
     LAST_TIME_FIELD_NUMBER: _builtins.int
+    SECRET_REPLACED_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Which of the key's secrets was presented."""
     caller_id: _builtins.str
@@ -47,6 +48,8 @@ class KeyUse(_message.Message):
     """Why."""
     count: _builtins.int
     """How often."""
+    secret_replaced: _builtins.bool
+    """The secret had been replaced by a rotation then. In totals, which do not tell that apart, it is not set."""
     @_builtins.property
     def hour_time(self) -> _timestamp_pb2.Timestamp:
         """When the hour began in which they were, in UTC; in totals, the first of the hours."""
@@ -71,10 +74,11 @@ class KeyUse(_message.Message):
         count: _builtins.int = ...,
         first_time: _timestamp_pb2.Timestamp | None = ...,
         last_time: _timestamp_pb2.Timestamp | None = ...,
+        secret_replaced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_time", b"first_time", "hour_time", b"hour_time", "last_time", b"last_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_id", b"caller_id", "count", b"count", "decision", b"decision", "first_time", b"first_time", "generation", b"generation", "hour_time", b"hour_time", "last_time", b"last_time", "permission", b"permission", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_id", b"caller_id", "count", b"count", "decision", b"decision", "first_time", b"first_time", "generation", b"generation", "hour_time", b"hour_time", "last_time", b"last_time", "permission", b"permission", "reason", b"reason", "secret_replaced", b"secret_replaced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
