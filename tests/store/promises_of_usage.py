@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from server.domain.end_users import EndUser
+from server.domain.kinds import KeyKind
 from server.domain.reasons import Reason
 from server.domain.usage import Bucket, CallerUse, LastUse, Span, Touch, UsageBatch, UsageReport, Use
 from server.store import usage_rows
 from server.store.contract import Store
 from server.store.peewee_store import Engine
-from tests.builders import DEVICE_ID, NOW, REFERENCE_ID, WORKSPACE_ID, make_device
+from tests.builders import DEVICE_ID, NOW, REFERENCE_ID, WORKSPACE_ID, make_device, make_key
 from tests.store.support import (
     OTHER_WORKSPACE_ID,
     SCOPED_KEY_ID,
@@ -375,3 +376,34 @@ class UsagePromises:
         for key_id in keys:
             assert {use.span.count for use in usage_of(store, key_id, 100)} == {20}
             assert {touch.span.count for touch in devices_of(store, key_id, 100)} == {20}
+
+    def test_nothing_is_left_of_an_end_user_who_is_erased_while_others_add(
+        self, store: Store, threads: Threads
+    ) -> None:
+        populate(store)
+        for number in range(8):
+            user, key_id, device_id = f"user-{number}", f"ErasedKey{number:07}", f"erased-{number}"
+            with store.write() as writer:
+                writer.add_key(make_key(KeyKind.SCOPED, key_id=key_id, reference_id=user))
+                writer.put_devices([make_device(device_id=device_id, reference_id=user)])
+            adding = UsageBatch(
+                uses={bucket(key_id): span(), bucket(): span()},
+                touches={(key_id, device_id): span(), (SERVER_KEY_ID, device_id): span()},
+                left_out={},
+                report=report(f"process {number}"),
+            )
+
+            def work(which: int, user: str = user, batch: UsageBatch = adding) -> None:
+                if which == 0:
+                    with store.write() as writer:
+                        writer.remove_end_user(EndUser(WORKSPACE_ID, user))
+                    return
+                for sequence in range(1, 8):
+                    add(store, batch.uses, batch.touches, by=replace(batch.report, sequence=sequence))
+
+            threads.together(2, work)
+            assert usage_of(store, key_id) == []
+            assert keys_of(store, device_id) == []
+        with store.read() as reader:
+            assert set(reader.last_uses([f"ErasedKey{number:07}" for number in range(8)])) == set()
+        assert sum(use.span.count for use in usage_of(store)) == 8 * 7
