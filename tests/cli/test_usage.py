@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from server.store import usage_rows
 from tests.cli.runner import Cli
 from tests.cli.test_commands import SITE, create_key
 from tests.cli.test_incident import state_of
@@ -80,6 +81,18 @@ class TestIncident:
         assert state_of(cli, key_id) == state_of(cli, child) == "REVOKED"
         assert cli.json("incident", key_id)["commands"] == []
         assert "nothing is left to be done" in cli.good("incident", key_id)
+
+    def test_where_something_is_missing_it_says_so(
+        self, used: tuple[Cli, str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(usage_rows, "MOST_TOUCHES", 2)
+        cli, key_id, api_key = used
+        cli.good("incident", key_id)
+        cli.good("devices", "register", "acme", "battery-3", "--reference-id", "user-1")
+        use(cli, api_key, device_id="battery-3")
+        assert "INCOMPLETE: it has touched more devices" in cli.good("incident", key_id)
+        assert cli.json("incident", key_id)["devices"]["incomplete"] is True
+        assert "incomplete" in cli.run("devices", "keys", "battery-1").stderr
 
     def test_lineage_goes_up_to_the_key_that_asked_and_down_to_what_was_made(self, acme: Cli) -> None:
         parent, _ = create_key(acme)

@@ -15,6 +15,8 @@ from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER, ROLE_DEVICES
 from texture.auth.v1.connect_service_pb2 import CreateConnectLinkRequest
 from texture.auth.v1.key_service_pb2 import GetRotationRequest
 
+from server.service.counting import UseCounter
+from server.store import usage_rows
 from tests.harness import Service, refused, running_service
 from tests.operate.process import wait_until
 from tests.wire.helpers import (
@@ -309,3 +311,41 @@ def test_what_another_process_has_counted_is_told_and_what_it_may_not_have_yet_i
         one.clock.turn(MINUTE)
         (old,) = one.operator.keys.GetRotation(GetRotationRequest(key_id=key.key.key_id)).replaced
         assert (old.safe_to_retire, old.processes_silent) == (True, 0)
+
+
+def test_where_a_key_touches_more_devices_than_are_remembered_the_answers_say_so(
+    grid: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_rows, "MOST_TOUCHES", 2)
+    devices = [f"battery-{number}" for number in range(3)]
+    register(grid, *devices)
+    key, other = make_key(grid), make_key(grid)
+    authorize(grid, other.api_key, "devices:read", devices[0])
+    for device_id in devices:
+        authorize(grid, key.api_key, "devices:read", device_id)
+
+    def asked(key_id: str) -> pb.ListKeyDevicesResponse:
+        return grid.operator.usage.ListKeyDevices(pb.ListKeyDevicesRequest(key_id=key_id))
+
+    assert (len(asked(key.key.key_id).touches), asked(key.key.key_id).incomplete) == (2, True)
+    assert (len(asked(other.key.key_id).touches), asked(other.key.key_id).incomplete) == (1, False)
+    for device_id in devices:
+        found = grid.operator.usage.ListDeviceKeys(pb.ListDeviceKeysRequest(device_id=device_id))
+        assert found.incomplete
+
+
+def test_where_too_much_goes_on_to_tell_all_apart_nothing_is_lost_and_the_answer_says_so(grid: Service) -> None:
+    counter = grid.app._usage.counter
+    assert isinstance(counter, UseCounter)
+    counter._most = 2
+    keys = [make_key(grid) for _ in range(4)]
+    with grid.app._usage._turn_taken():  # so that nothing is stored meanwhile
+        for key in keys:
+            for _ in range(3):
+                authorize(grid, key.api_key)
+
+    responses = [usage_of(grid, key.key.key_id) for key in keys]
+
+    assert [sum(use.count for use in response.totals) for response in responses] == [3] * 4
+    assert [response.incomplete for response in responses] == [False, False, True, True]
+    assert {use.caller_id for response in responses[2:] for use in response.hours} == {""}
