@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import queue
-import random
+import secrets as randomness
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +61,9 @@ PRUNED_AT_ONCE = 1000
 # Who is named in events for what is done here.
 CALLER = "webhooks"
 
+# Not the module's own, whose state is shared by all that runs in the process.
+_CHANCE = randomness.SystemRandom().random
+
 _GONE = 410
 _SUCCESS = range(200, 300)
 
@@ -103,7 +106,7 @@ class Dispatcher:
     `chance` returns a number from 0 to 1, of which the pause before the next attempt is made.
     """
 
-    def __init__(self, resources: Resources, poster: Poster, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, resources: Resources, poster: Poster, chance: Callable[[], float] = _CHANCE) -> None:
         self._resources = resources
         self._poster = poster
         self._chance = chance
