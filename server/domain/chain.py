@@ -293,9 +293,12 @@ class Verification:
         self.unverifiable[pepper_id] = self.unverifiable.get(pepper_id, 0) + 1
 
 
+# Made once: it is used for every event. What a database holds in place of a text or a number is no more than different.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=repr)
+
+
 def _content(salt: bytes, content: Content) -> bytes:
-    # What the database holds in place of a text or a number is no more than different.
-    return json.dumps([salt.hex(), content], sort_keys=True, separators=(",", ":"), default=repr).encode()
+    return _ENCODER.encode([salt.hex(), content]).encode()
 
 
 def _linked(link: Link, previous: Place) -> bytes:
@@ -320,4 +323,4 @@ def _anchored(chain: str, place: Place, sealed_from: int) -> bytes:
 
 
 def _message(*parts: str | int) -> bytes:
-    return json.dumps(parts, separators=(",", ":")).encode()
+    return _ENCODER.encode(parts).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 import peewee
@@ -12,11 +13,17 @@ import peewee
 from server.domain.chain import INSTALLATION, Anchor, Chain, Content, Link, Place, Redaction, Sealer, Stored
 from server.store import tables
 from server.store.contract import EventLogState
+from server.store.fields import InstantField, JsonField
 
 _EVENT_COLUMNS = tuple(field.column_name for field in tables.Event._meta.sorted_fields)  # noqa: SLF001
 _LINK_COLUMNS = tuple(field.column_name for field in tables.EventLink._meta.sorted_fields)  # noqa: SLF001
 _CHAIN_COLUMNS = tuple(field.column_name for field in tables.EventChain._meta.sorted_fields)  # noqa: SLF001
-_EVENT_FIELDS = tables.Event._meta.fields  # noqa: SLF001
+# Those that are not kept as they are.
+_CONVERT = {
+    field.name: field.db_value
+    for field in tables.Event._meta.sorted_fields  # noqa: SLF001
+    if isinstance(field, InstantField | JsonField)
+}
 _ROWS_A_STATEMENT = 500
 
 
@@ -27,7 +34,7 @@ def _names(columns: Iterable[str], table: str = "") -> str:
 
 def content_of(row: Mapping[str, Any]) -> Content:
     """Return what an event says, of the values of its columns."""
-    return {name: _EVENT_FIELDS[name].db_value(value) for name, value in row.items()}
+    return {name: _CONVERT[name](value) if name in _CONVERT else value for name, value in row.items()}
 
 
 def _to_link(row: Sequence[Any]) -> Link:
@@ -210,14 +217,8 @@ class ChainWriting(ChainReading):
         return range(first, first + count)
 
     def _look_up(self, names: Sequence[str]) -> None:
-        """Read, in one go, the id of the newest event and these chains."""
-        places = ", ".join("?" * len(names)) or "NULL"
-        found = self._all(
-            f"SELECT m.newest, {_names(_CHAIN_COLUMNS, 'c')} "  # noqa: S608 - no values
-            'FROM (SELECT MAX("event_id") AS newest FROM "event") AS m '
-            f'LEFT JOIN "event_chain" AS c ON c."chain" IN ({places})',
-            *names,
-        )
+        """Read the id of the newest event and these chains."""
+        found = self._all(_looking_up(len(names)), *names)
         if self._next_event_id is None:
             self._next_event_id = (found[0][0] or 0) + 1
         self._known_chains.update((row[1], _to_chain(row[1:])) for row in found if row[1] is not None)
@@ -238,8 +239,7 @@ class ChainWriting(ChainReading):
                 link = self._sealer.link(name, place, int(content["event_id"] or 0), content)
                 links.append(link)
                 place = link.place
-            chain = Chain(name=name, head=place, anchor=self._renewed(self._sealer, chain))
-            self._put_chain(chain, is_new=known is None)
+            self._put_chain(Chain(name=name, head=place, anchor=self._renewed(self._sealer, chain)), known)
         self._insert_rows("event_link", _LINK_COLUMNS, [_link_row(link) for link in links])
 
     def _new_chain(self, sealer: Sealer, name: str) -> Chain:
@@ -252,13 +252,15 @@ class ChainWriting(ChainReading):
             return anchor
         return sealer.anchor(chain.name, anchor.place, anchor.sealed_from)
 
-    def _put_chain(self, chain: Chain, *, is_new: bool) -> None:
+    def _put_chain(self, chain: Chain, before: Chain | None) -> None:
+        """Store a chain, which was stored as it was before, if at all."""
         row = _chain_row(chain)
-        if is_new:
+        if before is None:
             self._insert_rows("event_chain", _CHAIN_COLUMNS, [row])
+        elif before.anchor is chain.anchor:
+            self._execute(_MOVE_HEAD, *row[1:4], row[0])
         else:
-            sets = ", ".join(f'"{name}" = ?' for name in _CHAIN_COLUMNS[1:])
-            self._execute(f'UPDATE "event_chain" SET {sets} WHERE "chain" = ?', *row[1:], row[0])  # noqa: S608
+            self._execute(_MOVE_BOTH_ENDS, *row[1:], row[0])
         self._known_chains[chain.name] = chain
 
     def _stored_events(self, event_ids: Sequence[int]) -> Mapping[int, Stored]:
@@ -322,14 +324,37 @@ class ChainWriting(ChainReading):
         if place != chain.anchor.place:
             self._execute('DELETE FROM "event_link" WHERE "chain" = ? AND "number" <= ?', chain.name, place.number)
             anchor = sealer.anchor(chain.name, place, chain.anchor.sealed_from)
-            self._put_chain(Chain(name=chain.name, head=chain.head, anchor=anchor), is_new=False)
+            self._put_chain(Chain(name=chain.name, head=chain.head, anchor=anchor), chain)
 
-    def _insert_rows(self, table: str, columns: Sequence[str], new: Sequence[Sequence[Any]]) -> None:
+    def _insert_rows(self, table: str, columns: tuple[str, ...], new: Sequence[Sequence[Any]]) -> None:
         for start in range(0, len(new), _ROWS_A_STATEMENT):
             some = new[start : start + _ROWS_A_STATEMENT]
-            places = ", ".join([f"({', '.join('?' * len(columns))})"] * len(some))
-            values = [value for row in some for value in row]
-            self._execute(f'INSERT INTO "{table}" ({_names(columns)}) VALUES {places}', *values)  # noqa: S608
+            self._execute(_inserting(table, columns, len(some)), *(value for row in some for value in row))
+
+
+@lru_cache(maxsize=64)
+def _inserting(table: str, columns: tuple[str, ...], count: int) -> str:
+    row = f"({', '.join('?' * len(columns))})"
+    return f'INSERT INTO "{table}" ({_names(columns)}) VALUES {", ".join([row] * count)}'  # noqa: S608 - no values
+
+
+@lru_cache(maxsize=64)
+def _looking_up(count: int) -> str:
+    """Return the query of the id of the newest event and of so many chains, in one go."""
+    places = ", ".join("?" * count) or "NULL"
+    return (
+        f"SELECT m.newest, {_names(_CHAIN_COLUMNS, 'c')} "  # noqa: S608 - no values
+        'FROM (SELECT MAX("event_id") AS newest FROM "event") AS m '
+        f'LEFT JOIN "event_chain" AS c ON c."chain" IN ({places})'
+    )
+
+
+def _setting(columns: Sequence[str]) -> str:
+    sets = ", ".join(f'"{name}" = ?' for name in columns)
+    return f'UPDATE "event_chain" SET {sets} WHERE "chain" = ?'  # noqa: S608 - no values
+
+
+_MOVE_HEAD, _MOVE_BOTH_ENDS = _setting(_CHAIN_COLUMNS[1:4]), _setting(_CHAIN_COLUMNS[1:])
 
 
 def _link_row(link: Link) -> tuple[Any, ...]:
