@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -48,7 +48,7 @@ class Place:
     """
 
     event_id: int = 0
-    tag: bytes = _NO_TAG
+    tag: bytes = field(default=_NO_TAG, repr=False)
 
     def encode(self) -> str:
         """Return the cursor for callers. It needs no seal: it tells, and gives leave to, nothing."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import peewee
 
@@ -14,6 +14,8 @@ from server.domain.chain import INSTALLATION, Anchor, Chain, Content, Link, Plac
 from server.store import tables
 from server.store.contract import EventLogState
 from server.store.fields import InstantField, JsonField
+
+T = TypeVar("T")
 
 _EVENT_COLUMNS = tuple(field.column_name for field in tables.Event._meta.sorted_fields)  # noqa: SLF001
 _LINK_COLUMNS = tuple(field.column_name for field in tables.EventLink._meta.sorted_fields)  # noqa: SLF001
@@ -126,8 +128,7 @@ class ChainReading:
     def event_links(self, event_ids: Sequence[int]) -> Mapping[int, Link]:
         """Return the links of those of the events that have one."""
         found: dict[int, Link] = {}
-        for start in range(0, len(event_ids), _ROWS_A_STATEMENT):
-            some = event_ids[start : start + _ROWS_A_STATEMENT]
+        for some in _portions(event_ids):
             places = ", ".join("?" * len(some))
             query = f'SELECT {_names(_LINK_COLUMNS)} FROM "event_link" WHERE "event_id" IN ({places})'  # noqa: S608
             found.update((link.event_id, link) for link in map(_to_link, self._all(query, *some)))
@@ -283,17 +284,15 @@ class ChainWriting(ChainReading):
         """
         if self._sealer is None:
             return
-        for event_id, content in after.items():
-            stored = before.get(event_id)
-            if stored is None or self._sealer.says(stored.link, stored.content) is False:
-                continue
-            link = self._sealer.redact(stored.link, content)
-            if link.redaction is not None:
-                self._execute(
-                    'UPDATE "event_link" SET "salt" = ?, "redaction_pepper_id" = ?, "redaction_content_mac" = ?, '
-                    '"redaction_mac" = ? WHERE "event_id" = ?',
-                    *(link.salt, link.redaction.pepper_id, link.redaction.content_mac, link.redaction.mac, event_id),
-                )
+        redacted = [
+            self._sealer.redact(before[event_id].link, content)
+            for event_id, content in after.items()
+            if event_id in before and self._sealer.says(before[event_id].link, before[event_id].content) is not False
+        ]
+        # Many in one statement: there may be hundreds, and other writers wait.
+        for some in _portions([_link_row(link) for link in redacted]):
+            text = f"{_inserting('event_link', _LINK_COLUMNS, len(some))} {_TAKE_OVER}"
+            self._execute(text, *(value for row in some for value in row))
 
     def _cut(self, event_ids: Sequence[int]) -> None:
         """Note that events were pruned, and let go of the links at the beginning of a chain of which none is left."""
@@ -327,8 +326,7 @@ class ChainWriting(ChainReading):
             self._put_chain(Chain(name=chain.name, head=chain.head, anchor=anchor), chain)
 
     def _insert_rows(self, table: str, columns: tuple[str, ...], new: Sequence[Sequence[Any]]) -> None:
-        for start in range(0, len(new), _ROWS_A_STATEMENT):
-            some = new[start : start + _ROWS_A_STATEMENT]
+        for some in _portions(new):
             self._execute(_inserting(table, columns, len(some)), *(value for row in some for value in row))
 
 
@@ -354,13 +352,25 @@ def _setting(columns: Sequence[str]) -> str:
     return f'UPDATE "event_chain" SET {sets} WHERE "chain" = ?'  # noqa: S608 - no values
 
 
+_REDACTED = ("salt", *(name for name in _LINK_COLUMNS if name.startswith("redaction")))
+_TAKE_OVER = 'ON CONFLICT ("chain", "number") DO UPDATE SET ' + ", ".join(
+    f'"{name}" = excluded."{name}"' for name in _REDACTED
+)
 _MOVE_HEAD, _MOVE_BOTH_ENDS = _setting(_CHAIN_COLUMNS[1:4]), _setting(_CHAIN_COLUMNS[1:])
 
 
 def _link_row(link: Link) -> tuple[Any, ...]:
-    # Nothing is redacted as it is recorded.
-    values = (link.chain, link.number, link.event_id, link.pepper_id, link.salt, link.content_mac, link.mac)
-    return (*values, None, None, None)
+    by = link.redaction
+    return (
+        *(link.chain, link.number, link.event_id, link.pepper_id, link.salt, link.content_mac, link.mac),
+        *((None, None, None) if by is None else (by.pepper_id, by.content_mac, by.mac)),
+    )
+
+
+def _portions(many: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Return as many of them at a time as one statement carries."""
+    for start in range(0, len(many), _ROWS_A_STATEMENT):
+        yield many[start : start + _ROWS_A_STATEMENT]
 
 
 def _chain_row(chain: Chain) -> tuple[Any, ...]:
