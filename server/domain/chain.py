@@ -216,13 +216,13 @@ class Verification:
     `broken` is the first that does not hold, beyond which nothing is looked at.
     """
 
-    __slots__ = ("_expected", "_sealer", "broken", "events_seen", "place", "unverifiable", "verified")
+    __slots__ = ("_sealer", "broken", "events_seen", "expected", "place", "unverifiable", "verified")
 
     def __init__(
         self, sealer: Sealer, place: Place, events_seen: int, expected: Mapping[int, Sequence[bytes]] = NOTHING
     ) -> None:
         self._sealer = sealer
-        self._expected = expected
+        self.expected = expected
         self.place = place
         self.events_seen = events_seen
         self.verified = 0
@@ -252,7 +252,7 @@ class Verification:
             self.broken = Break(Problem.LINK_MISSING, self.place.number + 1)
         elif head != self.place:
             self.broken = Break(Problem.HEAD_ALTERED, self.place.number)
-        elif any(number > self.place.number for number in self._expected):
+        elif any(number > self.place.number for number in self.expected):
             self.broken = Break(Problem.TAIL_MISSING, self.place.number + 1)
 
     def _pass(self, stored: Stored) -> None:
@@ -287,7 +287,7 @@ class Verification:
         return stored.content is not None or gone
 
     def _as_expected(self, place: Place) -> bool:
-        return all(hmac.compare_digest(expected, place.mac) for expected in self._expected.get(place.number, ()))
+        return all(hmac.compare_digest(expected, place.mac) for expected in self.expected.get(place.number, ()))
 
     def _cannot_tell(self, pepper_id: str) -> None:
         self.unverifiable[pepper_id] = self.unverifiable.get(pepper_id, 0) + 1
