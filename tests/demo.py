@@ -5,6 +5,8 @@ Prints a table of who asked for what and what the answer was, and exits with 1 i
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,14 +25,19 @@ from rich.table import Table
 from texture.auth.v1 import authorize_service_pb2 as authorize_pb
 from texture.auth.v1 import connect_service_pb2 as connect_pb
 from texture.auth.v1 import device_service_pb2 as device_pb
+from texture.auth.v1 import event_service_pb2 as event_pb
 from texture.auth.v1 import key_service_pb2 as key_pb
+from texture.auth.v1 import usage_service_pb2 as usage_pb
+from texture.auth.v1 import webhook_service_pb2 as webhook_pb
 from texture.auth.v1 import workspace_service_pb2 as workspace_pb
 from texture.auth.v1.key_pb2 import KEY_KIND_CONNECT, KEY_KIND_SERVER
 from texture.auth.v1.request_context_pb2 import RequestContext
 from texture.auth.v1.workspace_pb2 import ENVIRONMENT_SANDBOX
 
 from tests.harness import Client, as_refused
+from tests.operate.certificates import Authority
 from tests.process import running_server
+from tests.webhooks.receiver import HOST, Receiver, receiving
 
 WORKSPACE = "acme"
 REDIRECT_URI = "https://app.acme.example/connected?lang=en"
@@ -113,9 +120,17 @@ class Story:
             self.lines.append(Line(who, what, "OK", "", "", expected))
 
 
-def play(client: Client) -> list[Line]:
-    """Play the story."""
+def play(client: Client, receiver: Receiver) -> list[Line]:
+    """Play the story, in two acts."""
     story = Story(client)
+    act_one(story)
+    act_two(story, receiver)
+    return story.lines
+
+
+def act_one(story: Story) -> None:
+    """Keys of all kinds do what they may, and nothing else."""
+    client = story.client
     client.workspaces.CreateWorkspace(
         workspace_pb.CreateWorkspaceRequest(
             workspace_id=WORKSPACE, display_name="Acme Energy", environment=ENVIRONMENT_SANDBOX
@@ -126,8 +141,7 @@ def play(client: Client) -> list[Line]:
     scoped_key(story, home, someone_else)
     rotation(story)
     expiry(story)
-    leak(story)
-    return story.lines
+    typing_errors(story)
 
 
 def server_key(story: Story, name: str, expires: timedelta | None = None) -> key_pb.CreateKeyResponse:
@@ -251,12 +265,39 @@ def expiry(story: Story) -> None:
     story.ask("  the same, later", short.api_key, "devices:list", "", "KEY_EXPIRED")
 
 
-def leak(story: Story) -> None:
-    """A server key in a browser is a leak, and is denied."""
-    leaked = server_key(story, "Pasted into a web page").api_key
-    story.ask("server key in a browser", leaked, "devices:list", "", "KEY_EXPOSED", BROWSER)
-    story.ask("a key with a typing error", leaked[:-1] + "_", "devices:list", "", "KEY_MALFORMED")
+def typing_errors(story: Story) -> None:
+    """What is no key is told so."""
+    key = server_key(story, "Typed").api_key
+    story.ask("a key with a typing error", key[:-1] + "_", "devices:list", "", "KEY_MALFORMED")
     story.ask("no key", "", "devices:list", "", "KEY_MISSING")
+
+
+def act_two(story: Story, receiver: Receiver) -> None:
+    """A server key turns up in a browser: it is denied and revoked, its owner hears of it, and what it did is known."""
+    owner = story.client.webhooks.CreateWebhookEndpoint(
+        webhook_pb.CreateWebhookEndpointRequest(
+            workspace_id=WORKSPACE, url=receiver.url, event_types=["key.exposed", "key.revoked"]
+        )
+    )
+    leaked = server_key(story, "Pasted into a web page")
+    who = "server key 'Pasted into a web page'"
+    story.ask(f"{who}, in the backend", leaked.api_key, "devices:read", "charger-9", "PERMITTED")
+    story.ask("  in a browser", leaked.api_key, "devices:command", "charger-9", "KEY_EXPOSED", BROWSER)
+    asked = time.monotonic()
+    story.ask("  in the backend, from then on", leaked.api_key, "devices:read", "charger-9", "KEY_REVOKED")
+    heard = receiver.wait_for(1)[0]
+    payload = heard.payload
+    found = (payload["type"], payload["data"]["subject_id"], heard.signed_by(owner.signing_secret))
+    story.check("its owner", "is told by a signed webhook", found, ("key.exposed", leaked.key.key_id, True))
+    seconds = time.monotonic() - asked
+    story.check("", f"  in under a second: {seconds:.2f} s", seconds < 1, True)
+    touched = story.client.usage.ListKeyDevices(usage_pb.ListKeyDevicesRequest(key_id=leaked.key.key_id)).touches
+    story.check("incident report", "the devices it touched", [touch.device_id for touch in touched], ["charger-9"])
+    uses = story.client.usage.GetKeyUsage(usage_pb.GetKeyUsageRequest(key_id=leaked.key.key_id)).totals
+    reasons = sorted(authorize_pb.Reason.Name(use.reason).removeprefix("REASON_") for use in uses)
+    story.check("", "  and what it was answered", reasons, ["KEY_EXPOSED", "KEY_REVOKED", "PERMITTED"])
+    verified = story.client.events.VerifyChain(event_pb.VerifyChainRequest(workspace_id=WORKSPACE))
+    story.check("audit", "nobody has rewritten the log", verified.HasField("broken"), False)
 
 
 def wait_until(moment: Timestamp) -> None:
@@ -283,13 +324,36 @@ def show(lines: list[Line]) -> bool:
     return wrong == 0
 
 
+def incident(address: str, key: str, key_id: str) -> bool:
+    """Print what an operator is told of a key by the command line, and tell whether it was."""
+    Console().print(f"\n$ texture-auth incident {key_id}\n", highlight=False)
+    environment = {**os.environ, "TEXTURE_AUTH_ADDRESS": address, "TEXTURE_AUTH_CALLER_KEY": key}
+    return (
+        subprocess.run([sys.executable, "-m", "server", "incident", key_id], env=environment, check=False).returncode
+        == 0
+    )
+
+
 def main() -> int:
     """Run the demonstration."""
     with tempfile.TemporaryDirectory(prefix="texture-auth-demo-") as name:
         folder = Path(name)
-        with running_server(folder, "--development") as server, grpc.insecure_channel(server.address) as channel:
+        authority = Authority(folder)
+        # The owner's receiver is on this machine, where webhooks go only if the operator says so.
+        private = {
+            "TEXTURE_AUTH_WEBHOOK_PRIVATE_HOSTS": HOST,
+            "TEXTURE_AUTH_WEBHOOK_CA": str(authority.certificate),
+        }
+        with (
+            receiving(authority.issue("receiver", hosts=(HOST,))) as receiver,
+            running_server(folder, "--development", **private) as server,
+            grpc.insecure_channel(server.address) as channel,
+        ):
             key = (folder / "var" / "operator.key").read_text().strip()
-            good = show(play(Client(channel, key)))
+            client = Client(channel, key)
+            good = show(play(client, receiver))
+            leaked = client.events.ListEvents(event_pb.ListEventsRequest(types=["key.exposed"])).events[0].event
+            good = incident(server.address, key, leaked.subject_id) and good
     return 0 if good else 1
 
 
