@@ -47,7 +47,10 @@ BOUNDED = {
     "desk": {"decisions", "others"},
     "outcome": {"acknowledged", "fenced", "incomplete", "failed", "done", "put_off"},
     "kind": {"caller", "certificate_name", "device", "key", "read", "write"},
-    "chore": {"rehash secrets", "forget changes", "prune events", "prune usage"},
+    "chore": {
+        *("rehash secrets", "reseal webhook secrets", "forget changes", "warn of expiry"),
+        *("prune events", "prune usage", "prune webhook deliveries"),
+    },
     "worker": {"0"},
     "store": {"sqlite", "postgres"},
 }
