@@ -12,6 +12,7 @@ import json
 import queue
 import secrets as randomness
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,6 +65,7 @@ CALLER = "webhooks"
 # Not the module's own, whose state is shared by all that runs in the process.
 _CHANCE = randomness.SystemRandom().random
 
+_NEVER = datetime.max.replace(tzinfo=UTC)
 _GONE = 410
 _SUCCESS = range(200, 300)
 
@@ -92,6 +94,29 @@ class _Outcome:
     delivery: WebhookDelivery
     told: bool = True
     gone: bool = False
+
+
+@dataclass(slots=True)
+class _Room:
+    """How many more attempts may begin: in all, and of endpoints that are failing, with those `in_flight` of each."""
+
+    in_flight: Counter[str]
+    total: int
+    failing: int
+
+    def of(self, standing: WebhookStanding) -> int:
+        """Return how many more may begin of an endpoint; 0 or less where none."""
+        under_way = self.in_flight[standing.webhook_endpoint_id]
+        if standing.failing_since is None:
+            return min(FOR_ONE - under_way, self.total)
+        return min(FOR_ONE_FAILING - under_way, self.total, self.failing)
+
+    def take(self, standing: WebhookStanding, count: int) -> None:
+        """Count attempts that begin."""
+        self.in_flight[standing.webhook_endpoint_id] += count
+        self.total -= count
+        if standing.failing_since is not None:
+            self.failing -= count
 
 
 def prune_deliveries(resources: Resources, retention: timedelta) -> bool:
@@ -137,10 +162,11 @@ class Dispatcher:
     def stop(self) -> None:
         """Drain, and wait for what is under way, but not for long."""
         self.drain()
+        until = time.monotonic() + STOP_SECONDS
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
         with self._idle:
-            self._idle.wait_for(lambda: not self._in_flight.total(), STOP_SECONDS)
+            self._idle.wait_for(lambda: not self._in_flight.total(), max(0.0, until - time.monotonic()))
             self._stopped = True
         self._hands.stop()
 
@@ -150,50 +176,45 @@ class Dispatcher:
         with self._store_lock, self._resources.store.read() as reader:
             standings = reader.webhook_standings()
         self._endpoints = bool(standings)
+        room = self._room()
+        free = [standing for standing in standings if room.of(standing) > 0]
         now = self._resources.clock()
-        free = {standing.webhook_endpoint_id: room for standing in standings if (room := self._room(standing))}
-        times = {
-            standing.webhook_endpoint_id: standing.next_attempt_time
-            for standing in standings
-            if standing.webhook_endpoint_id in free and standing.next_attempt_time is not None
-        }
-        due = [
-            standing
-            for standing in standings
-            if standing.behind or times.get(standing.webhook_endpoint_id, datetime.max.replace(tzinfo=UTC)) <= now
-        ]
-        self._next_due = min(times.values(), default=None)
-        if not due:
+        self._next_due = min(filter(None, (standing.next_attempt_time for standing in free)), default=None)
+        behind = [standing for standing in standings if standing.behind]
+        due = [standing for standing in free if standing.behind or (standing.next_attempt_time or _NEVER) <= now]
+        if not behind and not due:
             return
+        # Those that have waited the longest have their turn first.
+        due.sort(key=lambda standing: standing.next_attempt_time or now)
         with self._store_lock, self._resources.store.note() as notes:
-            claimed = self._take(notes, due, free)
+            claimed = self._take(notes, behind, due, room)
         for one in claimed:
             self._begin(one)
 
-    def _take(self, notes: Notes, due: Sequence[WebhookStanding], free: Mapping[str, int]) -> list[Claimed]:
+    def _take(
+        self, notes: Notes, behind: Sequence[WebhookStanding], due: Sequence[WebhookStanding], room: _Room
+    ) -> list[Claimed]:
         """Make the deliveries of endpoints that are behind, and claim as many as there is room for."""
         now = self._resources.time(notes)
+        for standing in behind:
+            if notes.make_webhook_deliveries(standing.webhook_endpoint_id, now, EVENTS_AT_ONCE):
+                self._again.set()
         claimed: list[Claimed] = []
         for standing in due:
-            webhook_endpoint_id = standing.webhook_endpoint_id
-            if standing.behind and notes.make_webhook_deliveries(webhook_endpoint_id, now, EVENTS_AT_ONCE):
-                self._again.set()
-            room = min(free.get(webhook_endpoint_id, 0), MOST_AT_ONCE - len(claimed))
-            if room > 0:
-                taken = notes.claim_webhook_deliveries(webhook_endpoint_id, now, now + LEASE, room)
+            most = room.of(standing)
+            if most > 0:
+                taken = notes.claim_webhook_deliveries(standing.webhook_endpoint_id, now, now + LEASE, most)
+                room.take(standing, len(taken))
                 claimed += (Claimed(delivery, standing.failing_since) for delivery in taken)
         return claimed
 
-    def _room(self, standing: WebhookStanding) -> int:
-        """Return how many more attempts of an endpoint may begin."""
-        webhook_endpoint_id, failing = standing.webhook_endpoint_id, standing.failing_since is not None
+    def _room(self) -> _Room:
+        """Return how many more attempts may begin."""
         with self._lock:
-            total = self._in_flight.total()
             of_failing = sum(self._in_flight[one] for one in self._failing)
-            room = min(
-                (FOR_ONE_FAILING if failing else FOR_ONE) - self._in_flight[webhook_endpoint_id], MOST_AT_ONCE - total
+            return _Room(
+                Counter(self._in_flight), MOST_AT_ONCE - self._in_flight.total(), MOST_FAILING_AT_ONCE - of_failing
             )
-            return min(room, MOST_FAILING_AT_ONCE - of_failing) if failing else room
 
     def _begin(self, claimed: Claimed) -> None:
         webhook_endpoint_id = claimed.delivery.webhook_endpoint_id

@@ -385,6 +385,29 @@ def test_receivers_that_never_answer_hold_up_no_other(
             assert not any(found.HasField("last_attempt_time") for found in deliveries(grid, one))
 
 
+def test_endpoints_that_are_failing_leave_room_for_those_that_are_not(
+    grid: Service, receiver: Receiver, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid.app._dispatcher._poster, "_total_seconds", 3600)
+    monkeypatch.setattr("server.service.deliveries.MOST_AT_ONCE", 4)
+    monkeypatch.setattr("server.service.deliveries.MOST_FAILING_AT_ONCE", 2)
+    with receiving(certificate) as dead:
+        dead.reply = status("503 Later", "Retry-After: 3600")
+        failing = [create(grid, dead.url, event_types=["key.created"]) for _ in range(6)]
+        make_key(grid)
+        for one in failing:
+            wait_for_attempts(grid, one, 1)
+        dead.received.clear()
+        dead.reply = dead.silent
+        grid.clock.turn(HOUR)
+        dead.wait_for(2)
+        created = create(grid, receiver.url, event_types=["key.created"])
+        for _ in range(5):
+            make_key(grid)
+        wait_for_state(grid, created, WEBHOOK_DELIVERY_STATE_DELIVERED, 5)
+        assert len(dead.received) == 2
+
+
 def test_old_deliveries_are_deleted_by_the_server_itself(grid: Service, receiver: Receiver) -> None:
     created = create(grid, receiver.url, event_types=["key.created"])
     make_key(grid)
