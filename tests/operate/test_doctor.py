@@ -449,11 +449,11 @@ class TestPostgres:
 
     def test_more_threads_than_connections_are_a_warning(self, postgres_url: str, prepared: Path) -> None:
         found = self.examine(postgres_url, prepared, threads=256)
-        assert any("one of these servers takes up to 263" in one[2] for one in bad(found))
+        assert any("one of these servers takes up to 265" in one[2] for one in bad(found))
 
     def test_the_connections_of_all_workers_of_a_server_are_counted(self, postgres_url: str, prepared: Path) -> None:
         found = self.examine(postgres_url, prepared, threads=8, workers=30)
-        assert any("one of these servers takes up to 450" in one[2] for one in bad(found))
+        assert any("one of these servers takes up to 510" in one[2] for one in bad(found))
 
     def test_a_database_that_was_not_migrated_is_a_failure(self, postgres: Postgres, prepared: Path) -> None:
         url = postgres.new_database(migrated=False)

@@ -135,6 +135,91 @@ GOOD: dict[str, Values] = {
         "time": 1,
     },
     "process": {"process_id": "p", "state": "live", "lease": 1, "acknowledged": 1, "seen_time": 1},
+    "event_link": {
+        "chain": "w",
+        "number": 1,
+        "event_id": 1,
+        "pepper_id": "p",
+        "salt": b"",
+        "content_mac": b"",
+        "mac": b"",
+        "redaction_pepper_id": None,
+        "redaction_content_mac": None,
+        "redaction_mac": None,
+    },
+    "event_chain": {
+        "chain": "w",
+        "number": 1,
+        "mac": b"",
+        "pepper_id": "p",
+        "pruned_number": 0,
+        "pruned_mac": b"",
+        "pruned_pepper_id": "p",
+        "sealed_from": 1,
+        "anchor_pepper_id": "p",
+        "anchor_mac": b"",
+    },
+    "expiry_mark": {"days": 2, "expire_time": 1, "key_id": "k"},
+    "webhook_endpoint": {
+        "webhook_endpoint_id": "e",
+        "workspace_id": "w",
+        "url": "",
+        "description": "",
+        "event_types": "[]",
+        "state": "active",
+        "disable_reason": None,
+        "create_time": 1,
+        "update_time": 1,
+        "create_revision": 1,
+    },
+    "webhook_secret": {
+        "webhook_endpoint_id": "e",
+        "number": 1,
+        "pepper_id": "p",
+        "sealed": b"",
+        "create_time": 1,
+        "retire_time": None,
+    },
+    "webhook_progress": {"webhook_endpoint_id": "e", "event_id": 1, "failing_since": None},
+    "webhook_delivery": {
+        "number": 1,
+        "webhook_delivery_id": "m",
+        "webhook_endpoint_id": "e",
+        "event_id": 1,
+        "event_type": "key.created",
+        "state": "delivered",
+        "attempts": 1,
+        "retries": 0,
+        "next_attempt_time": None,
+        "give_up_time": 1,
+        "last_attempt_time": None,
+        "last_http_status_code": None,
+        "last_error": "",
+        "create_time": 1,
+    },
+    "key_usage": {
+        "key_id": "k",
+        "hour": 1,
+        "generation": 1,
+        "retiring": 0,
+        "caller_id": "c",
+        "permission": "devices:read",
+        "reason": "PERMITTED",
+        "count": 1,
+        "first_time": 1,
+        "last_time": 1,
+    },
+    "key_last_use": {"key_id": "k", "last_time": 1, "devices": 0, "devices_left_out_time": None},
+    "device_touch": {"key_id": "k", "device_id": "d", "count": 1, "first_time": 1, "last_time": 1},
+    "usage_report": {
+        "process_id": "p",
+        "sequence": 1,
+        "start_time": 1,
+        "report_time": 1,
+        "end_time": None,
+        "uncounted_time": None,
+    },
+    "exposure": {"key_id": "k", "generation": 1, "place": "browser", "time": 1},
 }
 
 # What tells another good row of the table from the first.
@@ -153,7 +238,26 @@ ANOTHER: dict[str, Values] = {
     "event_end_user": {"reference_id": "r2"},
     "request": {"request_id": "r2"},
     "process": {"process_id": "p2"},
+    "event_link": {"number": 2, "event_id": 2},
+    "event_chain": {"chain": "w2"},
+    "expiry_mark": {"days": 3},
+    "webhook_endpoint": {"webhook_endpoint_id": "e2"},
+    "webhook_secret": {"number": 2},
+    "webhook_progress": {"webhook_endpoint_id": "e3"},
+    "webhook_delivery": {"number": 2, "webhook_delivery_id": "m2", "event_id": 2},
+    "key_usage": {"hour": 2},
+    "key_last_use": {"key_id": "k3"},
+    "device_touch": {"device_id": "d2"},
+    "usage_report": {"process_id": "p2"},
+    "exposure": {"place": "https://code.example"},
 }
+
+
+# What is set in the good row, and need not be.
+UNSET = {("webhook_delivery", "event_id")}
+
+# What other good rows belong to.
+PARENTS: dict[str, Values] = {"api_key": {"key_id": "k3"}, "webhook_endpoint": {"webhook_endpoint_id": "e3"}}
 
 
 @dataclass(frozen=True)
@@ -163,6 +267,7 @@ class Bad:
     constraint: str
     table: str
     changes: Values
+    column: str = "key_id"
 
     def __str__(self) -> str:
         return f"{self.constraint}-{'-'.join(map(str, self.changes.values()))}"
@@ -190,6 +295,16 @@ CHECKS = (
     Bad("caller_generation_counts_from_one", "caller_generation", {"number": 0}),
     Bad("process_state_known", "process", {"state": "dead"}),
     Bad("event_is_about_something", "event", {"after": None}),
+    Bad("event_log_is_one_row", "event_log", {"row": 2, "sealed_from": 1, "pruned_event_id": 0}),
+    Bad("event_link_counts_from_one", "event_link", {"number": 0}),
+    Bad("webhook_endpoint_state_known", "webhook_endpoint", {"state": "gone"}),
+    Bad("webhook_endpoint_disable_reason_known", "webhook_endpoint", {"state": "disabled", "disable_reason": "none"}),
+    Bad("webhook_endpoint_disabled_for_a_reason", "webhook_endpoint", {"state": "disabled"}),
+    Bad("webhook_endpoint_disabled_for_a_reason", "webhook_endpoint", {"disable_reason": "gone"}),
+    Bad("webhook_delivery_state_known", "webhook_delivery", {"state": "lost"}),
+    Bad("webhook_delivery_pending_until_a_time", "webhook_delivery", {"state": "pending"}),
+    Bad("webhook_delivery_pending_until_a_time", "webhook_delivery", {"next_attempt_time": 1}),
+    Bad("key_usage_retiring_or_not", "key_usage", {"retiring": 2}),
 )
 
 # SQLite does not say which foreign key is broken; a good row differs in this one value.
@@ -204,6 +319,13 @@ FOREIGN_KEYS = (
     Bad("caller_generation_of_caller", "caller_generation", {"key_id": "none"}),
     Bad("caller_certificate_name_of_caller", "caller_certificate_name", {"caller_id": "none"}),
     Bad("event_end_user_of_event", "event_end_user", {"event_id": 9}),
+    Bad("webhook_endpoint_of_workspace", "webhook_endpoint", {"workspace_id": "none"}),
+    Bad("webhook_secret_of_endpoint", "webhook_secret", {"webhook_endpoint_id": "none"}),
+    Bad("webhook_progress_of_endpoint", "webhook_progress", {"webhook_endpoint_id": "none"}),
+    Bad("webhook_delivery_of_endpoint", "webhook_delivery", {"webhook_endpoint_id": "none"}),
+    Bad("key_usage_of_key", "key_usage", {"key_id": "none"}),
+    Bad("key_last_use_of_key", "key_last_use", {"key_id": "none"}),
+    Bad("device_touch_of_key", "device_touch", {"key_id": "none"}),
 )
 
 # SQLite names the columns of a unique index, not the index.
@@ -211,6 +333,9 @@ UNIQUE = (
     Bad("key_generation_one_in_force", "key_generation", {"retire_time": None}),
     Bad("caller_generation_one_in_force", "caller_generation", {"retire_time": None}),
     Bad("caller_key_id", "caller", {"key_id": "ck"}),
+    Bad("eventlink_event_id", "event_link", {"event_id": 1}, "event_id"),
+    Bad("webhookdelivery_webhook_delivery_id", "webhook_delivery", {"webhook_delivery_id": "m"}, "webhook_delivery_id"),
+    Bad("webhookdelivery_webhook_endpoint_id_event_id", "webhook_delivery", {"event_id": 1}, "webhook_endpoint_id"),
 )
 
 
@@ -223,6 +348,8 @@ def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
         connection.execute("PRAGMA foreign_keys = ON")
         for table, values in GOOD.items():
             insert(connection, table, values)
+        for table, values in PARENTS.items():
+            insert(connection, table, GOOD[table] | values)
         yield connection
 
 
@@ -266,7 +393,7 @@ def test_a_row_of_something_that_does_not_exist_is_refused(connection: sqlite3.C
 
 @pytest.mark.parametrize("bad", UNIQUE, ids=str)
 def test_a_second_row_where_there_may_be_one_is_refused(connection: sqlite3.Connection, bad: Bad) -> None:
-    with pytest.raises(sqlite3.IntegrityError, match=rf"^UNIQUE constraint failed: {bad.table}\.key_id$"):
+    with pytest.raises(sqlite3.IntegrityError, match=rf"^UNIQUE constraint failed: {bad.table}\.{bad.column}"):
         insert(connection, bad.table, another(bad.table) | bad.changes)
 
 
@@ -283,9 +410,13 @@ def test_the_same_row_twice_is_refused(connection: sqlite3.Connection, table: st
 def test_a_column_that_must_be_set_is_refused_without_a_value(
     connection: sqlite3.Connection, table: str, column: str
 ) -> None:
-    if (table, column) in {("event", "event_id"), ("event", "after")}:
-        # One is given by the database; the other may be unset where `before` is set.
+    if (table, column) == ("event", "after"):
+        # It may be unset where `before` is set.
         insert(connection, table, another(table) | {"before": "{}", column: None})
+        return
+    if (table, column) in {("event", "event_id"), ("expiry_mark", "days"), ("webhook_delivery", "number")} | UNSET:
+        # The database gives it, or it may be missing.
+        insert(connection, table, another(table) | {column: None})
         return
     with pytest.raises(sqlite3.IntegrityError, match=rf"^NOT NULL constraint failed: {table}\.{column}$"):
         insert(connection, table, another(table) | {column: None})
@@ -308,7 +439,7 @@ def test_every_constraint_of_the_schema_is_tried_here(connection: sqlite3.Connec
     named = {name for name in named if not name.startswith("schema_migration")}
     assert named == {bad.constraint for bad in (*CHECKS, *FOREIGN_KEYS, *UNIQUE)}
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert tables == {*GOOD, "revision", "schema_migration"}
+    assert tables == {*GOOD, "revision", "event_log", "schema_migration"}
     for table, values in GOOD.items():
         columns = {name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")}
         assert columns == set(values)
