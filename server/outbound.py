@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -91,10 +92,22 @@ class Outbound:
         self.private_hosts = frozenset(private_hosts)
         self._resolve = resolve
         self._total_seconds = total_seconds
-        self._public_tls = ssl.create_default_context()
-        self._private_tls = ssl.create_default_context()
+        self._private_ca = private_ca
         if private_ca is not None:
-            self._private_tls.load_verify_locations(private_ca)
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(private_ca)
+
+    # To read what this machine trusts takes longer than all else of a start, so it waits until it is needed.
+
+    @cached_property
+    def _public_tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context()
+
+    @cached_property
+    def _private_tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        if self._private_ca is not None:
+            context.load_verify_locations(self._private_ca)
+        return context
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answered:
         """Post a JSON body once, and return the answer. Raises NotPosted."""
