@@ -17,8 +17,8 @@ from server.domain.usage import Bucket, Span, UsageBatch, UsageReport
 
 # How many different uses are told apart between two times that they are handed over, and how many may wait to be
 # stored. Each takes about 600 bytes. Beyond that a use is counted for its key alone and, beyond twice that, not at all.
-MOST_TALLIES = 20_000
-MOST_WAITING = 50_000
+MOST_TALLIES = 10_000
+MOST_WAITING = 10_000
 
 _HOUR = timedelta(hours=1)
 _NEVER = datetime.min.replace(tzinfo=UTC)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -86,21 +86,33 @@ class _Shelf:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.facts: OrderedDict[str, Fact] = OrderedDict()
+        self.facts: dict[str, Fact] = {}
+        # Whose turn it is to be considered: every fact has one, and some that are gone do. Together these take half of
+        # what an OrderedDict does.
+        self._turns: deque[str] = deque()
 
     def put(self, entity_id: str, fact: Fact) -> None:
         self.remove(entity_id)
         self.facts[entity_id] = fact
+        self._turns.append(entity_id)
         chances = _CHANCES
         while len(self.facts) > self.most:
-            oldest_id, oldest = self.facts.popitem(last=False)
-            if oldest.used and chances and oldest is not fact:
+            oldest_id = self._turns.popleft()
+            oldest = self.facts.get(oldest_id)
+            if oldest is None:
+                continue
+            if oldest is fact:
+                self._turns.append(oldest_id)
+            elif oldest.used and chances:
                 chances -= 1
                 oldest.used = False
-                self.facts[oldest_id] = oldest
+                self._turns.append(oldest_id)
             else:
                 # Whoever still holds it would not hear of its end.
                 oldest.live = False
+                del self.facts[oldest_id]
+        if len(self._turns) > 2 * self.most:
+            self._turns = deque(self.facts)
 
     def remove(self, entity_id: str) -> None:
         fact = self.facts.pop(entity_id, None)
@@ -111,6 +123,7 @@ class _Shelf:
         for fact in self.facts.values():
             fact.live = False
         self.facts.clear()
+        self._turns.clear()
 
 
 class _History:
@@ -500,6 +513,7 @@ def slim(key: Key) -> Key:
         created_by_caller_id="",
         created_by_key_id=None,
         workspace_id=_shared(key.workspace_id),
+        reference_id=_shared(key.reference_id),
         generations=tuple(
             replace(one, pepper_id=_shared(one.pepper_id), last_four="", create_time=_LONG_AGO)
             for one in key.generations

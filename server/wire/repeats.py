@@ -26,7 +26,7 @@ from server.store.contract import DEVICE, KEY
 from server.wire import convert
 
 # How many answers are kept. Each takes about 1,300 bytes, with the counter of its uses.
-MOST_ANSWERS = 8_192
+MOST_ANSWERS = 4_096
 
 _PERMITTED = (Reason.PERMITTED,)
 _Field = descriptor_pb2.FieldDescriptorProto
