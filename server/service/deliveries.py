@@ -40,7 +40,7 @@ from server.service.webhooks import open_secrets
 from server.store.contract import EventFilter, Notes, Reader, StoreUnavailable, WebhookStanding
 
 # For how long a process has a delivery to itself: more than an attempt takes, the resolution of a name included.
-LEASE = timedelta(seconds=60)
+LEASE = timedelta(seconds=30)
 # How many attempts are under way at once; of endpoints that are failing, so many at most, so that those that work have
 # the rest to themselves.
 MOST_AT_ONCE = 64
