@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from server.domain.chain import INSTALLATION, Anchor, Chain, Content, Link, Plac
 from server.store import tables
 from server.store.contract import EventLogState
 from server.store.fields import InstantField, JsonField
+from server.store.statements import ROWS_A_STATEMENT, portions
 
 T = TypeVar("T")
 
@@ -26,7 +27,6 @@ _CONVERT = {
     for field in tables.Event._meta.sorted_fields  # noqa: SLF001
     if isinstance(field, InstantField | JsonField)
 }
-_ROWS_A_STATEMENT = 500
 
 
 def _names(columns: Iterable[str], table: str = "") -> str:
@@ -128,7 +128,7 @@ class ChainReading:
     def event_links(self, event_ids: Sequence[int]) -> Mapping[int, Link]:
         """Return the links of those of the events that have one."""
         found: dict[int, Link] = {}
-        for some in _portions(event_ids):
+        for some in portions(event_ids):
             places = ", ".join("?" * len(some))
             query = f'SELECT {_names(_LINK_COLUMNS)} FROM "event_link" WHERE "event_id" IN ({places})'  # noqa: S608
             found.update((link.event_id, link) for link in map(_to_link, self._all(query, *some)))
@@ -290,7 +290,7 @@ class ChainWriting(ChainReading):
             if event_id in before and self._sealer.says(before[event_id].link, before[event_id].content) is not False
         ]
         # Many in one statement: there may be hundreds, and other writers wait.
-        for some in _portions([_link_row(link) for link in redacted]):
+        for some in portions([_link_row(link) for link in redacted]):
             text = f"{_inserting('event_link', _LINK_COLUMNS, len(some))} {_TAKE_OVER}"
             self._execute(text, *(value for row in some for value in row))
 
@@ -312,21 +312,21 @@ class ChainWriting(ChainReading):
         place = chain.anchor.place
         moving = True
         while moving:
-            links = [stored.link for stored in self.chain_links(chain.name, place.number, _ROWS_A_STATEMENT)]
+            links = [stored.link for stored in self.chain_links(chain.name, place.number, ROWS_A_STATEMENT)]
             moving = False
             for link in links:
                 gone = link.redaction is not None and not link.redaction.content_mac
-                if not gone or link.number != place.number + 1:
-                    moving = False
+                moving = gone and link.number == place.number + 1
+                if not moving:
                     break
-                place, moving = link.place, True
+                place = link.place
         if place != chain.anchor.place:
             self._execute('DELETE FROM "event_link" WHERE "chain" = ? AND "number" <= ?', chain.name, place.number)
             anchor = sealer.anchor(chain.name, place, chain.anchor.sealed_from)
             self._put_chain(Chain(name=chain.name, head=chain.head, anchor=anchor), chain)
 
     def _insert_rows(self, table: str, columns: tuple[str, ...], new: Sequence[Sequence[Any]]) -> None:
-        for some in _portions(new):
+        for some in portions(new):
             self._execute(_inserting(table, columns, len(some)), *(value for row in some for value in row))
 
 
@@ -365,12 +365,6 @@ def _link_row(link: Link) -> tuple[Any, ...]:
         *(link.chain, link.number, link.event_id, link.pepper_id, link.salt, link.content_mac, link.mac),
         *((None, None, None) if by is None else (by.pepper_id, by.content_mac, by.mac)),
     )
-
-
-def _portions(many: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Return as many of them at a time as one statement carries."""
-    for start in range(0, len(many), _ROWS_A_STATEMENT):
-        yield many[start : start + _ROWS_A_STATEMENT]
 
 
 def _chain_row(chain: Chain) -> tuple[Any, ...]:

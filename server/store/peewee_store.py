@@ -48,13 +48,12 @@ from server.store.contract import (
     Writer,
     seconds_left,
 )
+from server.store.statements import portions, storable
 from server.store.usage_rows import UsageNoting, UsageReading
 from server.store.webhook_rows import WebhookNoting, WebhookReading, WebhookWriting
 
 T = TypeVar("T")
 
-# Rows that one INSERT carries: the narrowest limit of the databases is on the number of values in a statement.
-_ROWS_A_STATEMENT = 500
 # A page ends early once its rows, written out, have so many characters: clients accept 4 MiB by default.
 _PAGE_CHARACTERS = 1_000_000
 # What a process may be.
@@ -277,12 +276,12 @@ class PeeweeReader(WebhookReading, UsageReading, ChainReading):
 
     def keys(self, key_ids: Collection[str]) -> Mapping[str, Key]:
         """Return those of the keys that exist."""
-        found = statements.select(self._database, tables.Key, "key_id", _storable(key_ids))
+        found = statements.select(self._database, tables.Key, "key_id", storable(key_ids))
         return {key.key_id: key for key in self._to_keys(found)}
 
     def devices(self, device_ids: Collection[str]) -> Mapping[str, Device]:
         """Return those of the devices that exist."""
-        found = statements.select(self._database, tables.Device, "device_id", _storable(device_ids))
+        found = statements.select(self._database, tables.Device, "device_id", storable(device_ids))
         return {row["device_id"]: rows.to_device(row) for row in found}
 
     def connect_link(self, connect_link_id: str) -> ConnectLink | None:
@@ -301,7 +300,7 @@ class PeeweeReader(WebhookReading, UsageReading, ChainReading):
     def callers_of_certificate(self, names: Collection[str]) -> Sequence[Caller]:
         """Return the callers that go by these names."""
         table, named = tables.Caller, tables.CallerCertificateName
-        holders = named.select(named.caller_id).where(named.name.in_(_storable(names)))
+        holders = named.select(named.caller_id).where(named.name.in_(storable(names)))
         return self._to_callers(
             self._rows(table.select().where(table.caller_id.in_(holders)).order_by(table.caller_id))
         )
@@ -320,7 +319,7 @@ class PeeweeReader(WebhookReading, UsageReading, ChainReading):
     def exposures(self, key_ids: Collection[str], places: Collection[str]) -> Mapping[Exposed, datetime]:
         """Return when secrets were noted to be in places."""
         table = tables.Exposure
-        found = table.select().where(table.key_id.in_(_storable(key_ids)) & table.place.in_(_storable(places)))
+        found = table.select().where(table.key_id.in_(storable(key_ids)) & table.place.in_(storable(places)))
         return {Exposed(row["key_id"], row["generation"], row["place"]): row["time"] for row in self._rows(found)}
 
     def list_workspaces(self, after: Cursor | None, limit: int) -> Page[Workspace]:
@@ -383,7 +382,7 @@ class PeeweeReader(WebhookReading, UsageReading, ChainReading):
         table = tables.Event
         wanted = [table.event_id > event_id]
         if which.workspace_id is not None:
-            wanted.append(table.workspace_id.in_(_storable([which.workspace_id])))
+            wanted.append(table.workspace_id.in_(storable([which.workspace_id])))
         if which.types:
             wanted.append(table.type.in_(sorted(one.value for one in which.types)))
         if which.up_to is not None:
@@ -449,9 +448,9 @@ class PeeweeReader(WebhookReading, UsageReading, ChainReading):
         """Return the conditions of where keys come from."""
         table, wanted = tables.Key, []
         if which.created_by_key_id is not None:
-            wanted.append(table.created_by_key_id.in_(_storable([which.created_by_key_id])))
+            wanted.append(table.created_by_key_id.in_(storable([which.created_by_key_id])))
         if which.connect_link_id is not None:
-            wanted.append(table.connect_link_id.in_(_storable([which.connect_link_id])))
+            wanted.append(table.connect_link_id.in_(storable([which.connect_link_id])))
         if which.descends_from_key_id is not None:
             wanted.append(self._descends_from(which.descends_from_key_id))
         return wanted
@@ -462,7 +461,7 @@ class PeeweeReader(WebhookReading, UsageReading, ChainReading):
         Scoped keys, which may be a million, have no descendants, so that none is looked for.
         """
         table, theirs = tables.Key, tables.Key.alias()
-        itself = table.select(table.key_id, table.kind).where(table.key_id.in_(_storable([key_id])))
+        itself = table.select(table.key_id, table.kind).where(table.key_id.in_(storable([key_id])))
         lineage = itself.cte("lineage", recursive=True, columns=("key_id", "kind"))
         makers = (theirs.created_by_key_id == lineage.c.key_id) & (lineage.c.kind != KeyKind.SCOPED.value)
         lineage = lineage.union(theirs.select(theirs.key_id, theirs.kind).join(lineage, on=makers))
@@ -536,7 +535,7 @@ class PeeweeReader(WebhookReading, UsageReading, ChainReading):
         return None if row is None else self._to_callers([row])[0]
 
     def _by_id(self, table: Any, column: peewee.Field, value: str) -> dict[str, Any] | None:
-        return next(iter(statements.select(self._database, table, column.name, _storable([value]))), None)
+        return next(iter(statements.select(self._database, table, column.name, storable([value]))), None)
 
 
 class PeeweeNotes(UsageNoting, PeeweeReader, WebhookNoting):
@@ -619,7 +618,7 @@ class PeeweeWriter(PeeweeReader, WebhookWriting, ChainWriting):
         if any(key_id not in self._seen for key_id in key_ids):
             raise _not_read(table)
         before = {key_id: self._seen.pop(key_id) for key_id in key_ids}
-        for some in _portions([self._created(rows.key_row(key)) for key in keys]):
+        for some in portions([self._created(rows.key_row(key)) for key in keys]):
             changing = tuple(name for name in some[0] if name not in ("key_id", "create_revision"))
             statements.insert(self._database, table, some, conflict=("key_id",), preserve=changing)
         for key_id in key_ids:
@@ -634,7 +633,7 @@ class PeeweeWriter(PeeweeReader, WebhookWriting, ChainWriting):
     def put_devices(self, devices: Sequence[Device]) -> None:
         """Insert devices, or store their new state."""
         table = tables.Device
-        for some in _portions([self._created(rows.device_row(device)) for device in devices]):
+        for some in portions([self._created(rows.device_row(device)) for device in devices]):
             statements.insert(
                 self._database,
                 table,
@@ -704,7 +703,7 @@ class PeeweeWriter(PeeweeReader, WebhookWriting, ChainWriting):
             {"key_id": one.key_id, "generation": one.generation, "place": one.place, "time": time}
             for one in dict.fromkeys(found)
         ]
-        for some in _portions(new):
+        for some in portions(new):
             table.insert_many(some).on_conflict(
                 conflict_target=(table.key_id, table.generation, table.place), preserve=(table.time,)
             ).execute(self._database)
@@ -730,7 +729,7 @@ class PeeweeWriter(PeeweeReader, WebhookWriting, ChainWriting):
     def replace_events(self, events: Iterable[Event]) -> None:
         """Store what events hold now."""
         index = tables.EventEndUser
-        for some in _portions(list(events)):
+        for some in portions(list(events)):
             stored = self._stored_events([event.event_id for event in some if event.event_id is not None])
             for event in some:
                 self._replace_sides(rows.event_sides_row(event))
@@ -751,7 +750,7 @@ class PeeweeWriter(PeeweeReader, WebhookWriting, ChainWriting):
             .limit(limit)
         )
         ids = [row["event_id"] for row in self._rows(old)]
-        for some in _portions(ids):
+        for some in portions(ids):
             self._redact(self._stored_events(some), dict.fromkeys(some))
             index.delete().where(index.event_id.in_(some)).execute(self._database)
             table.delete().where(table.event_id.in_(some)).execute(self._database)
@@ -835,7 +834,7 @@ class PeeweeWriter(PeeweeReader, WebhookWriting, ChainWriting):
         self._insert(table, [self._created(row)])
 
     def _insert(self, table: Any, new: list[dict[str, Any]]) -> None:
-        for some in _portions(new):
+        for some in portions(new):
             statements.insert(self._database, table, some)
 
     def _replace(self, table: Any, key: peewee.Field, row: dict[str, Any]) -> None:
@@ -851,7 +850,7 @@ class PeeweeWriter(PeeweeReader, WebhookWriting, ChainWriting):
                 table.delete().where((table.key_id == key_id) & table.number.in_(gone)).execute(self._database)
         # In order: the secret that was in force retires before the next one takes its place, as the schema demands.
         new = [rows.generation_row(key_id, one) for key_id, generations in wanted.items() for one in generations]
-        for some in _portions(new):
+        for some in portions(new):
             statements.insert(
                 self._database,
                 table,
@@ -901,11 +900,6 @@ def _fitting(found: list[dict[str, Any]]) -> int:
     return len(found)
 
 
-def _storable(ids: Collection[str]) -> list[str]:
-    """Return the ids that a row could have. Postgres has no NUL in a text, and refuses to be asked for one."""
-    return [one for one in ids if "\0" not in one]
-
-
 def _secrets_in_force(generations: Any, owner: Any, live: Any, now: datetime) -> Any:
     """Return the query of the secrets that are not retired, of owners that are live."""
     retiring = generations.retire_time.is_null() | (generations.retire_time > now)
@@ -934,8 +928,3 @@ def _in_state(state: KeyState, now: datetime) -> Any:
 
 def _each(convert: Callable[[Mapping[str, Any]], T]) -> Callable[[list[dict[str, Any]]], list[T]]:
     return lambda found: [convert(row) for row in found]
-
-
-def _portions(many: list[T]) -> Iterator[list[T]]:
-    for start in range(0, len(many), _ROWS_A_STATEMENT):
-        yield many[start : start + _ROWS_A_STATEMENT]

@@ -6,12 +6,17 @@ is a handful of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import peewee
+
+T = TypeVar("T")
+
+# Rows that one INSERT carries: the narrowest limit of the databases is on the number of values in a statement.
+ROWS_A_STATEMENT = 500
 
 Row = dict[str, Any]
 Convert = Callable[[Any], Any]
@@ -46,6 +51,17 @@ def _shape(table: type[peewee.Model]) -> _Shape:
     )
 
 
+def portions(many: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Return as many of them at a time as one statement carries."""
+    for start in range(0, len(many), ROWS_A_STATEMENT):
+        yield many[start : start + ROWS_A_STATEMENT]
+
+
+def storable(ids: Collection[str]) -> list[str]:
+    """Return the ids that a row could have. Postgres has no NUL in a text, and refuses to be asked for one."""
+    return [one for one in ids if "\0" not in one]
+
+
 def select(
     database: Any, table: type[peewee.Model], column: str, values: Sequence[Any], *, order: str | None = None
 ) -> list[Row]:
@@ -66,14 +82,8 @@ def insert(
     preserve: tuple[str, ...] = (),
 ) -> None:
     """Insert rows, all with the same columns; those that are there by those of `conflict` take over `preserve`."""
-    text = _insert(table, tuple(new[0]), len(new), database.param, conflict, preserve, "")
+    text = _insert(table, tuple(new[0]), len(new), database.param, conflict, preserve)
     database.execute_sql(text, _values(table, new))
-
-
-def insert_returning(database: Any, table: type[peewee.Model], new: Sequence[Row], column: str) -> list[Any]:
-    """Insert rows, all with the same columns, and return what a column of each has, in no order."""
-    text = _insert(table, tuple(new[0]), len(new), database.param, (), (), column)
-    return [value for (value,) in database.execute_sql(text, _values(table, new)).fetchall()]
 
 
 def update(database: Any, table: type[peewee.Model], key: str, row: Row) -> int:
@@ -116,14 +126,13 @@ def _insert(
     place: str,
     conflict: tuple[str, ...],
     preserve: tuple[str, ...],
-    returning: str,
 ) -> str:
     one = f"({', '.join([place] * len(names))})"
     text = f'INSERT INTO "{_shape(table).name}" ({_quoted(names)}) VALUES {", ".join([one] * count)}'  # noqa: S608 - no values
     if conflict:
         taken_over = ", ".join(f'"{name}" = EXCLUDED."{name}"' for name in preserve)
         text += f" ON CONFLICT ({_quoted(conflict)}) DO UPDATE SET {taken_over}"
-    return f'{text} RETURNING "{returning}"' if returning else text
+    return text
 
 
 @lru_cache(maxsize=1024)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -15,12 +15,11 @@ from server.domain.reasons import Reason
 from server.domain.usage import Bucket, CallerUse, LastUse, Span, Touch, UsageBatch, UsageReport, Use
 from server.store import tables
 from server.store.contract import MOST_TOUCHES, Cursor, Page
-from server.store.fields import InstantField
+from server.store.fields import InstantField, microseconds
+from server.store.statements import portions
 
 T = TypeVar("T")
 
-# Rows that one statement carries.
-_AT_ONCE = 500
 _INSTANT = InstantField()
 # Of which several processes may add to the same row.
 _ADD_UP = (
@@ -59,7 +58,7 @@ class UsageReading:
         if len(found) > limit:
             last = found[limit - 1]
             place = json.dumps([last[field.name] for field in order[1:]])
-            following = Cursor(_microseconds(last["hour"]), place)
+            following = Cursor(microseconds(last["hour"]), place)
         return Page(tuple(_to_use(row) for row in found[:limit]), following)
 
     def total_key_usage(self, key_id: str, begin: datetime | None, end: datetime | None) -> Sequence[Use]:
@@ -88,7 +87,7 @@ class UsageReading:
         table = tables.KeyLastUse
         return {
             row["key_id"]: LastUse(row["last_time"], row["devices_left_out_time"])
-            for some in _portions(list(key_ids))
+            for some in portions(list(key_ids))
             for row in self._asked(table.select().where(table.key_id.in_(some)))
         }
 
@@ -130,7 +129,7 @@ class UsageReading:
     def _forget_touches(self, device_ids: Collection[str]) -> None:
         """Forget who has touched devices."""
         table = tables.DeviceTouch
-        for some in _portions(list(device_ids)):
+        for some in portions(list(device_ids)):
             table.delete().where(table.device_id.in_(some)).execute(self._database)
 
 
@@ -179,12 +178,12 @@ class UsageNoting(UsageReading):
         last: dict[str, int] = {}
         rows = []
         for bucket, span in uses.items():
-            first_time, last_time = _microseconds(span.first_time), _microseconds(span.last_time)
+            first_time, last_time = microseconds(span.first_time), microseconds(span.last_time)
             last[bucket.key_id] = max(last_time, last.get(bucket.key_id, last_time))
             rows.append(
                 (
                     bucket.key_id,
-                    _microseconds(bucket.hour),
+                    microseconds(bucket.hour),
                     bucket.generation,
                     int(bucket.retiring),
                     bucket.caller_id,
@@ -211,7 +210,7 @@ class UsageNoting(UsageReading):
         room = self._room({key_id: len(new) for key_id, new in fresh.items()})
         kept = known.union(*({(key_id, one) for one in new[: room[key_id]]} for key_id, new in fresh.items()))
         rows = [
-            (*pair, span.count, _microseconds(span.first_time), _microseconds(span.last_time))
+            (*pair, span.count, microseconds(span.first_time), microseconds(span.last_time))
             for pair in pairs
             if pair in kept
             for span in (batch.touches[pair],)
@@ -234,7 +233,7 @@ class UsageNoting(UsageReading):
         table, name = column.model._meta.table_name, column.name  # noqa: SLF001 - Peewee's way
         locked = "FOR KEY SHARE SKIP LOCKED" if self._database.for_update else ""
         found: set[str] = set()
-        for some in _portions(sorted(ids)):
+        for some in portions(sorted(ids)):
             marks = ", ".join([self._database.param] * len(some))
             rows = self._database.execute_sql(
                 f'SELECT "{name}" FROM "{table}" WHERE "{name}" IN ({marks}) ORDER BY "{name}" {locked}',  # noqa: S608 - no values
@@ -247,7 +246,7 @@ class UsageNoting(UsageReading):
         """Return which of these keys have touched which of these devices already."""
         place = self._database.param
         found: set[tuple[str, str]] = set()
-        for some in _portions(pairs):
+        for some in portions(pairs):
             values = ", ".join([f"({place}, {place})"] * len(some))
             rows = self._database.execute_sql(
                 f'SELECT t."key_id", t."device_id" FROM (VALUES {values}) AS v '  # noqa: S608 - no values
@@ -261,7 +260,7 @@ class UsageNoting(UsageReading):
         """Return how many devices more may be kept for keys, at least as many as are wanted where there is room."""
         last, touch = tables.KeyLastUse, tables.DeviceTouch
         room: dict[str, int] = {}
-        for some in _portions(sorted(wanted)):
+        for some in portions(sorted(wanted)):
             for row in self._asked(last.select(last.key_id, last.devices).where(last.key_id.in_(some))):
                 room[row["key_id"]] = MOST_TOUCHES - row["devices"]
         for key_id in [key_id for key_id, number in wanted.items() if room[key_id] < number]:
@@ -281,7 +280,7 @@ class UsageNoting(UsageReading):
         """Insert rows, or update those that are there, whose key are the first columns, in order."""
         names, key = (", ".join(f'"{name}"' for name in some) for some in (columns, columns[:key_length]))
         marks = f"({', '.join([self._database.param] * len(columns))})"
-        for some in _portions(sorted(rows, key=lambda row: row[:key_length])):
+        for some in portions(sorted(rows, key=lambda row: row[:key_length])):
             self._database.execute_sql(
                 f'INSERT INTO "{table._meta.table_name}" AS old ({names}) '  # noqa: S608, SLF001 - no values; Peewee's way
                 f"VALUES {', '.join([marks] * len(some))} ON CONFLICT ({key}) DO UPDATE SET {update}",
@@ -323,15 +322,3 @@ def _to_use(row: Mapping[str, Any]) -> Use:
         reason=Reason[row["reason"]],
     )
     return Use(bucket, _to_span(row))
-
-
-def _microseconds(time: datetime) -> int:
-    value = _INSTANT.db_value(time)
-    if value is None:  # pragma: no cover - there is a time
-        raise AssertionError
-    return value
-
-
-def _portions(many: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(many), _AT_ONCE):
-        yield many[start : start + _AT_ONCE]

@@ -27,6 +27,7 @@ from server.domain.webhooks import new_delivery
 from server.store import tables
 from server.store.contract import Cursor, Duplicate, EventFilter, Page, WebhookReplay, WebhookStanding
 from server.store.fields import instant
+from server.store.statements import storable
 
 _PENDING = WebhookDeliveryState.PENDING.value
 _FAILED = WebhookDeliveryState.FAILED.value
@@ -254,7 +255,7 @@ class WebhookWriting(WebhookReading):
         if wanted.failed_since is not None:
             chosen &= (table.state == _FAILED) & (table.create_time >= wanted.failed_since)
         else:
-            chosen &= (table.state != _PENDING) & table.webhook_delivery_id.in_(_storable(wanted.webhook_delivery_ids))
+            chosen &= (table.state != _PENDING) & table.webhook_delivery_id.in_(storable(wanted.webhook_delivery_ids))
         some = table.select(table.number).where(chosen).order_by(table.number).limit(limit)
         count: int = (
             table.update(state=_PENDING, retries=0, next_attempt_time=now, give_up_time=give_up_time)
@@ -368,7 +369,3 @@ class WebhookNoting(WebhookReading):
     def _locking(self, query: Any) -> Any:
         """Return a query that locks its rows, and passes over those that others have locked, where rows have locks."""
         return query.for_update("FOR UPDATE SKIP LOCKED") if self._database.for_update else query
-
-
-def _storable(ids: Collection[str]) -> list[str]:
-    return [one for one in ids if "\0" not in one]

@@ -33,7 +33,7 @@ _CHANNEL = [
 # What is lost of a connection that is cut: where it is the answers, changes are made of which nobody hears.
 _LOST: Sequence[frozenset[Direction]] = (BOTH, frozenset({"answers"}))
 # Those that are killed would leave half of their measurements.
-_UNMEASURED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
+UNMEASURED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Process:
     def start(self) -> None:
         """Start, where it was before if it ran already."""
         again = [] if self._server is None else ["--listen", self._server.address]
-        self._server = self._stack.enter_context(serving(self._folder, *self._flags, *again, env=_UNMEASURED))
+        self._server = self._stack.enter_context(serving(self._folder, *self._flags, *again, env=UNMEASURED))
 
     def kill(self) -> None:
         """End at once, if it runs."""

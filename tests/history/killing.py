@@ -28,6 +28,7 @@ from texture.auth.v1.workspace_pb2 import ENVIRONMENT_SANDBOX
 
 from server.service.deliveries import LEASE
 from tests.harness import Client, first_start, prepare
+from tests.history.cluster import UNMEASURED
 from tests.operate.certificates import Authority
 from tests.operate.process import DEADLINE_SECONDS, client, serving
 from tests.postgres import Postgres
@@ -37,8 +38,6 @@ WORKSPACE = "killed"
 WRITERS = 4
 # How long a server is asked before it is killed, in seconds.
 _LIFE = (0.05, 0.6)
-# To measure a process takes half of its time, and one that is killed leaves nothing measured.
-_UNMEASURED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
 _NEW_KEY: dict[str, Any] = {"workspace_id": WORKSPACE, "kind": KEY_KIND_SERVER, "display_name": "Killed"}
 _STATES = {
     "key.created": KEY_STATE_ACTIVE,
@@ -133,7 +132,7 @@ def _operator_key(folder: Path) -> str:
 
 def _environment(authority: Authority) -> dict[str, str]:
     return {
-        **_UNMEASURED,
+        **UNMEASURED,
         "TEXTURE_AUTH_WEBHOOK_PRIVATE_HOSTS": HOST,
         "TEXTURE_AUTH_WEBHOOK_CA": str(authority.certificate),
     }
