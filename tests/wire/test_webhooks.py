@@ -53,7 +53,8 @@ def update_request(webhook_endpoint_id: str, **values: Any) -> pb.UpdateWebhookE
 
 
 def event_types(service: Service) -> list[str]:
-    return [row["type"] for row in service.query("SELECT type FROM event WHERE subject_kind = 'webhook_endpoint'")]
+    of_endpoints = "SELECT type FROM event WHERE subject_kind = 'webhook_endpoint' ORDER BY event_id"
+    return [row["type"] for row in service.query(of_endpoints)]
 
 
 def test_an_endpoint_is_created_and_found(grid: Service) -> None:
