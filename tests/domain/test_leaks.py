@@ -32,11 +32,17 @@ MOMENT = timedelta(microseconds=1)
         ("https://me:word@x.example/", "https://x.example/"),
         ("https://token@x.example/a@b", "https://x.example/a@b"),
         (f"https://x.example/?next={quote(LINK_TOKEN.replace('_', '%5F'))}", "https://x.example/"),
+        (f"https://x.example/{quote(LINK_TOKEN.replace('_', '%5F'))}/page", ""),
         ("  https://x.example/\x00\n", "https://x.example/"),
     ],
 )
 def test_of_where_a_key_was_found_nothing_secret_is_kept(url: str, kept: str) -> None:
     assert sighting(API_KEY, url, "").url == kept
+
+
+@pytest.mark.parametrize("api_key", ["", "txk_srv_", "a_e"])
+def test_what_is_too_short_to_be_a_secret_is_not_cut_out_of_a_place(api_key: str) -> None:
+    assert sighting(api_key, "https://e.example/a_e", "see e").url == "https://e.example/a_e"
 
 
 @given(st.text(max_size=3000), st.text(max_size=300), st.integers(0, 3000))
