@@ -1,0 +1,1 @@
+"""A device API of about a hundred lines that asks Texture Auth before it acts."""
