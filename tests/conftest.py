@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,17 +62,46 @@ def started_databases(postgres: Postgres) -> Iterator[Lender[Mapping[str, bytes]
         yield lender
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+KINDS = ("sqlite", "postgres")
+
+
+@pytest.fixture(params=KINDS)
 def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
     """A server of the test's own, on a database of its own: once on each kind."""
-    if request.param == "sqlite":
-        # What runs in this thread is the test, and a start as so many others.
-        with untraced(with_threads=False), running_service(tmp_path) as running:
+    with _untraced(request.param), _service_on(request.param, tmp_path, request) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def module_service(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Service]:
+    """What `shared_service` shares."""
+    with ExitStack() as stack:
+        with _untraced(request.param):
+            running = stack.enter_context(_service_on(request.param, tmp_path_factory.mktemp("shared"), request))
+        yield running
+
+
+@pytest.fixture
+def shared_service(module_service: Service, request: pytest.FixtureRequest) -> Iterator[Service]:
+    """A server that the tests of a module share: for those that mind nothing that others leave behind."""
+    with _untraced(request.node.callspec.params["module_service"]):
+        yield module_service
+
+
+def _untraced(kind: str) -> AbstractContextManager[None]:
+    # What runs in the test's own thread is the test, and a start as so many others. What the same test covers on SQLite
+    # is covered; the conformance suite covers what is peculiar to Postgres.
+    return untraced(with_threads=kind == "postgres")
+
+
+@contextmanager
+def _service_on(kind: str, folder: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
+    if kind == "sqlite":
+        with running_service(folder) as running:
             yield running
         return
     lender: Lender[Mapping[str, bytes]] = request.getfixturevalue("started_databases")
-    # What the same test covers on SQLite is covered; the conformance suite covers what is peculiar to Postgres.
-    with untraced(with_threads=True), lender.lend() as database:
-        prepare(tmp_path, database.prepared)
-        with running_service(tmp_path, database=database.url) as running:
+    with lender.lend() as database:
+        prepare(folder, database.prepared)
+        with running_service(folder, database=database.url) as running:
             yield running

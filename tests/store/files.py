@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import closing
+from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
 from server.domain.revision import Revision
 from server.store import schema
@@ -20,11 +25,31 @@ SOON = 0.1
 
 
 def new_engine(path: Path, busy_seconds: float = 30) -> SqliteEngine:
-    """Return an engine on a new, migrated file."""
+    """Return an engine on a new, migrated file: a copy of one, which is quicker, with an epoch of its own."""
     engine = SqliteEngine(path, busy_seconds)
+    engine.create()
+    path.write_bytes(_migrated())
+    with closing(sqlite3.connect(path)) as connection, connection:
+        epoch = str(uuid4())
+        connection.execute("UPDATE revision SET epoch = ?", (epoch,))
+        connection.execute("UPDATE change SET entity_id = ? WHERE entity_kind = 'epoch'", (epoch,))
+    return engine
+
+
+def migrated_engine(path: Path) -> SqliteEngine:
+    """Return an engine on a new file that was migrated itself."""
+    engine = SqliteEngine(path, 30)
     engine.create()
     schema.migrate(engine)
     return engine
+
+
+@cache
+def _migrated() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "auth.db"
+        migrated_engine(path).close()
+        return path.read_bytes()
 
 
 def rename(store: Store, name: str = "renamed") -> Revision:

@@ -22,7 +22,7 @@ from server.store.contract import Store, StoreUnavailable
 from server.store.peewee_store import PeeweeStore
 from server.store.schema import SchemaState
 from server.store.sqlite import SqliteEngine
-from tests.store.files import ROOT, SOON, new_engine
+from tests.store.files import ROOT, SOON, migrated_engine
 from tests.store.support import PATIENCE, Threads, dump, populate
 
 NAMES = tuple(sorted(path.stem for path in schema.MIGRATIONS.glob("[0-9]*.py")))
@@ -62,7 +62,7 @@ class TestWhatMigrationsMake:
     """The schema is that of the models, to the letter."""
 
     def test_a_migrated_file_has_exactly_the_tables_indexes_and_constraints_of_the_models(self, tmp_path: Path) -> None:
-        new_engine(tmp_path / "migrated.db").close()
+        migrated_engine(tmp_path / "migrated.db").close()
         engine = empty_engine(tmp_path / "models.db")
         with engine.migrating() as database, database.bind_ctx(tables.TABLES):
             database.create_tables(tables.TABLES, safe=False)
@@ -93,7 +93,7 @@ class TestWhatMigrationsMake:
     def test_a_new_history_begins_at_revision_0_with_an_epoch_and_a_nonce_of_its_own(self, tmp_path: Path) -> None:
         heads = []
         for name in ("one.db", "two.db"):
-            store = PeeweeStore(new_engine(tmp_path / name))
+            store = PeeweeStore(migrated_engine(tmp_path / name))
             with store.read() as reader:
                 heads.append(reader.head())
             store.close()

@@ -17,6 +17,7 @@ from server.store.sqlite import SqliteEngine
 from tests.builders import NOW, make_workspace
 from tests.store.conformance import StoreConformance
 from tests.store.files import (
+    migrated_engine,
     name_in,
     new_engine,
     rename,
@@ -45,7 +46,7 @@ class TestCreating:
         assert found == {"auth.db": 0o600, "auth.db-wal": 0o600, "auth.db-shm": 0o600}
 
     def test_folders_on_the_way_are_made(self, tmp_path: Path) -> None:
-        engine = new_engine(tmp_path / "a" / "b" / "auth.db")
+        engine = migrated_engine(tmp_path / "a" / "b" / "auth.db")
         with engine.reading() as database:
             assert database.table_exists("revision")
         engine.close()
@@ -61,12 +62,12 @@ class TestCreating:
         (tmp_path / "file").touch()
         (tmp_path / "folder").mkdir()
         engine = SqliteEngine(tmp_path / where)
-        assert unavailable(lambda: new_engine(tmp_path / where))
+        assert unavailable(lambda: migrated_engine(tmp_path / where))
         assert unavailable(PeeweeStore(engine).ping)
 
     @pytest.mark.parametrize("name", ["a b", "a#b", "a?mode=memory", "a%41", "ü⚡", "a;b'c\"d", "file:x", "a&b=c"])
     def test_any_name_will_do(self, tmp_path: Path, name: str) -> None:
-        store = PeeweeStore(new_engine(tmp_path / name / name))
+        store = PeeweeStore(migrated_engine(tmp_path / name / name))
         populate(store)
         store.close()
         assert [file.name for file in (tmp_path / name).iterdir()] == [name]

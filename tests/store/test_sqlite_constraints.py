@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -339,17 +338,27 @@ UNIQUE = (
 )
 
 
-@pytest.fixture
-def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    """Give a connection, by nothing but SQLite's driver, to a store with one good row in every table."""
-    engine = new_engine(tmp_path / "auth.db")
-    engine.close()
-    with closing(sqlite3.connect(tmp_path / "auth.db", isolation_level=None)) as connection:
-        connection.execute("PRAGMA foreign_keys = ON")
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return a store with one good row in every table."""
+    path = tmp_path_factory.mktemp("constraints") / "auth.db"
+    new_engine(path).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         for table, values in GOOD.items():
             insert(connection, table, values)
         for table, values in PARENTS.items():
             insert(connection, table, GOOD[table] | values)
+        # A copy in memory has no log beside it.
+        connection.execute("PRAGMA journal_mode = DELETE")
+        return connection.serialize()
+
+
+@pytest.fixture
+def connection(filled: bytes) -> Iterator[sqlite3.Connection]:
+    """Give a connection to a copy, by nothing but SQLite's driver."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.deserialize(filled)
+        connection.execute("PRAGMA foreign_keys = ON")
         yield connection
 
 

@@ -20,6 +20,7 @@ from server.store.sqlite import SqliteEngine
 from tests.builders import DEVICE_ID, WORKSPACE_ID, make_device, make_generation, make_key, make_workspace
 from tests.store.files import (
     SOON,
+    migrated_engine,
     name_in,
     new_engine,
     rename,
@@ -87,7 +88,7 @@ class TestMissing:
             old = reader.head()
         path.unlink()
         assert unavailable(store.ping)
-        anew = PeeweeStore(new_engine(path))
+        anew = PeeweeStore(migrated_engine(path))
         # Who had the old one open keeps away from the new one, whichever thread asks.
         assert unavailable(store.ping)
         assert unavailable(lambda: rename(store))

@@ -75,13 +75,15 @@ ALTERATIONS: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("which", ["the newest", "an older one"])
 @pytest.mark.parametrize("alteration", ALTERATIONS)
-def test_a_revision_that_was_never_given_out_cannot_be_verified(grid: Service, alteration: str, which: str) -> None:
-    revision = current_revision(grid)
-    api_key = make_key(grid).api_key
+def test_a_revision_that_was_never_given_out_cannot_be_verified(
+    shared_grid: Service, alteration: str, which: str
+) -> None:
+    revision = current_revision(shared_grid)
+    api_key = make_key(shared_grid).api_key
     if which == "the newest":
-        revision = current_revision(grid)
+        revision = current_revision(shared_grid)
 
-    error = refused(authorize, grid, api_key, at_least_revision=ALTERATIONS[alteration](revision))
+    error = refused(authorize, shared_grid, api_key, at_least_revision=ALTERATIONS[alteration](revision))
 
     assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REVISION_NOT_VERIFIABLE")
 

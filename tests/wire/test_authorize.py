@@ -24,7 +24,6 @@ from tests.wire.helpers import (
     duration,
     make_key,
     make_scoped_key,
-    make_workspace,
     question,
     reason_for,
     reason_of,
@@ -70,15 +69,18 @@ STATUS = {
 }
 
 
+@pytest.fixture(scope="module")
+def devices(module_grid: Service) -> None:
+    """Devices of two end users in the first workspace, and of one in the second."""
+    register(module_grid, "mine", manufacturer="acme")
+    register(module_grid, "other", reference_id=OTHER_USER, manufacturer="zenith")
+    register(module_grid, "foreign", workspace_id=OTHER_WORKSPACE)
+
+
 @pytest.fixture
-def grid(service: Service) -> Service:
+def grid(devices: None, shared_grid: Service) -> Service:
     """A service with two workspaces, and devices of two end users in the first and of one in the second."""
-    make_workspace(service)
-    make_workspace(service, OTHER_WORKSPACE)
-    register(service, "mine", manufacturer="acme")
-    register(service, "other", reference_id=OTHER_USER, manufacturer="zenith")
-    register(service, "foreign", workspace_id=OTHER_WORKSPACE)
-    return service
+    return shared_grid
 
 
 @pytest.mark.parametrize("permission", PERMISSIONS)

@@ -46,11 +46,11 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("api_key", ["a right key", "no key"])
 def test_a_fault_of_the_calling_service_is_an_error_that_names_the_field(
-    grid: Service, fault: str, api_key: str
+    shared_grid: Service, fault: str, api_key: str
 ) -> None:
     asked, fields = FAULTS[fault]
 
-    error = refused(authorize, grid, make_key(grid).api_key if api_key == "a right key" else "", **asked)
+    error = refused(authorize, shared_grid, make_key(shared_grid).api_key if api_key == "a right key" else "", **asked)
 
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
     assert set(error.violations) == fields

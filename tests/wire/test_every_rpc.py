@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -44,16 +45,17 @@ def each(paths: Any) -> pytest.MarkDecorator:
 
 
 @each(METHODS)
-def test_no_rpc_answers_a_caller_that_was_revoked(grid: Service, path: str) -> None:
-    revoked = grid.caller("revoked", ROLE_OPERATOR)
-    request = valid_request(grid, path)
-    grid.operator.callers.RevokeCaller(caller_service_pb2.RevokeCallerRequest(caller_id="revoked"))
-    before = current_revision(grid)
+def test_no_rpc_answers_a_caller_that_was_revoked(shared_grid: Service, path: str) -> None:
+    caller_id = new_slug(shared_grid)
+    revoked = shared_grid.caller(caller_id, ROLE_OPERATOR)
+    request = valid_request(shared_grid, path)
+    shared_grid.operator.callers.RevokeCaller(caller_service_pb2.RevokeCallerRequest(caller_id=caller_id))
+    before = current_revision(shared_grid)
 
     error = refused(call, revoked, path, request)
 
     assert (error.code, error.reason) == (grpc.StatusCode.UNAUTHENTICATED, "CALLER_REVOKED")
-    assert current_revision(grid) == before
+    assert current_revision(shared_grid) == before
 
 
 # Actors
@@ -78,13 +80,13 @@ def _expired(service: Service) -> str:
 
 
 def _elsewhere(service: Service) -> str:
-    make_workspace(service, OTHER_WORKSPACE)
     return make_key(service, workspace_id=OTHER_WORKSPACE).key.key_id
 
 
 UNFIT_ACTORS: dict[str, tuple[Callable[[Service], str], str]] = {
     "unknown": (lambda _: "0" * 16, "ACTOR_NOT_FOUND"),
     "no id": (lambda _: "\0%" * 100, "ACTOR_NOT_FOUND"),
+    "a whole key": (lambda s: make_key(s).api_key, "ACTOR_NOT_FOUND"),
     "of another workspace": (_elsewhere, "ACTOR_NOT_FOUND"),
     "revoked": (_revoked, "ACTOR_NOT_LIVE"),
     "suspended": (_suspended, "ACTOR_NOT_LIVE"),
@@ -95,18 +97,25 @@ UNFIT_ACTORS: dict[str, tuple[Callable[[Service], str], str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def unfit_actors(module_grid: Service) -> dict[str, str]:
+    return {why: arrange(module_grid) for why, (arrange, _) in UNFIT_ACTORS.items()}
+
+
 @pytest.mark.parametrize("why", UNFIT_ACTORS)
 @each(with_field("on_behalf_of_key_id"))
-def test_an_actor_that_is_not_fit_to_ask_gets_nothing_done(grid: Service, path: str, why: str) -> None:
-    arrange, reason = UNFIT_ACTORS[why]
-    request = valid_request(grid, path)
-    request.on_behalf_of_key_id = arrange(grid)
-    before = current_revision(grid), count_rows(grid, "event")
+def test_an_actor_that_is_not_fit_to_ask_gets_nothing_done(
+    shared_grid: Service, unfit_actors: dict[str, str], path: str, why: str
+) -> None:
+    _, reason = UNFIT_ACTORS[why]
+    request = valid_request(shared_grid, path)
+    request.on_behalf_of_key_id = unfit_actors[why]
+    before = current_revision(shared_grid), count_rows(shared_grid, "event")
 
-    error = refused(call, grid.operator, path, request)
+    error = refused(call, shared_grid.operator, path, request)
 
     assert (error.code, error.reason) == (DENIED, reason)
-    assert (current_revision(grid), count_rows(grid, "event")) == before
+    assert (current_revision(shared_grid), count_rows(shared_grid, "event")) == before
 
 
 # Masks
@@ -118,15 +127,15 @@ def test_an_actor_that_is_not_fit_to_ask_gets_nothing_done(grid: Service, path: 
     ids=ascii,
 )
 @each(with_field("update_mask"))
-def test_a_mask_that_names_what_cannot_be_set_is_refused(grid: Service, path: str, paths: list[str]) -> None:
-    request = valid_request(grid, path)
+def test_a_mask_that_names_what_cannot_be_set_is_refused(shared_grid: Service, path: str, paths: list[str]) -> None:
+    request = valid_request(shared_grid, path)
     request.update_mask.paths[:] = paths
-    before = current_revision(grid)
+    before = current_revision(shared_grid)
 
-    error = refused(call, grid.operator, path, request)
+    error = refused(call, shared_grid.operator, path, request)
 
     assert (error.code, error.reason, set(error.violations)) == (*INVALID, {"update_mask"})
-    assert current_revision(grid) == before
+    assert current_revision(shared_grid) == before
 
 
 # Pages
@@ -147,13 +156,8 @@ def _two_events(service: Service) -> dict[str, Any]:
     return {"key_id": _suspended(service)}
 
 
-def _two_workspaces(service: Service) -> dict[str, Any]:
-    make_workspace(service, OTHER_WORKSPACE)
-    return {}
-
-
 def _two_callers(service: Service) -> dict[str, Any]:
-    service.caller("another", ROLE_OPERATOR)
+    service.caller(new_slug(service), ROLE_OPERATOR)
     return {}
 
 
@@ -164,7 +168,8 @@ def _two_endpoints(service: Service) -> dict[str, Any]:
 
 
 def _two_deliveries(service: Service) -> dict[str, Any]:
-    webhook_endpoint_id = new_webhook_endpoint(service)
+    # Elsewhere, where no request that comes needs its place.
+    webhook_endpoint_id = new_webhook_endpoint(service, OTHER_WORKSPACE)
     for _ in range(2):
         request = webhook_service_pb2.TestWebhookEndpointRequest(webhook_endpoint_id=webhook_endpoint_id)
         service.operator.webhooks.TestWebhookEndpoint(request)
@@ -207,7 +212,7 @@ def _two_chains(service: Service) -> dict[str, Any]:
 
 
 # What makes a list of two at least, and returns the fields by which it is asked for.
-LISTS = {
+LISTS: dict[str, Callable[[Service], dict[str, Any]]] = {
     "GetKeyUsage": _two_uses,
     "ListCallers": _two_callers,
     "ListDeviceKeys": _two_users,
@@ -219,7 +224,7 @@ LISTS = {
     "ListKeys": _two_keys,
     "ListWebhookDeliveries": _two_deliveries,
     "ListWebhookEndpoints": _two_endpoints,
-    "ListWorkspaces": _two_workspaces,
+    "ListWorkspaces": lambda _: {},
 }
 # Another value of each field that narrows a list.
 OTHER_FILTERS: dict[str, Callable[[Service], Any]] = {
@@ -235,12 +240,24 @@ OTHER_FILTERS: dict[str, Callable[[Service], Any]] = {
     "webhook_endpoint_id": new_webhook_endpoint,
     "types": lambda _: ["key.created"],
     "after": lambda _: "AAAAAAAAAAAAAAAAAAAAAA",
-    "workspace_id": lambda service: make_workspace(service, "grid-three"),
+    "workspace_id": lambda _: OTHER_WORKSPACE,
 }
 
 
-def first_page(service: Service, path: str) -> Any:
-    """Return a request for the first page of a list, with the token of the second in it."""
+@pytest.fixture(scope="module")
+def second_pages(module_grid: Service) -> dict[str, Any]:
+    """The requests for the second page of each list."""
+    return {path: second_page(module_grid, path) for path in with_field("page_token")}
+
+
+@pytest.fixture
+def page(second_pages: dict[str, Any], path: str) -> Any:
+    """A copy of the request for the second page of this list."""
+    return copy.deepcopy(second_pages[path])
+
+
+def second_page(service: Service, path: str) -> Any:
+    """Return a request for the second page of a list."""
     given = LISTS[short(path)](service)
     request = type(valid_request(service, path))(**{"page_size": 1, **_needed(path), **given})
     request.page_token = call(service.operator, path, request).next_page_token
@@ -258,46 +275,42 @@ def refused_page(service: Service, path: str, request: Any) -> None:
 
 
 @each(with_field("page_token"))
-def test_a_page_token_with_any_bit_changed_is_refused(grid: Service, path: str) -> None:
-    request = first_page(grid, path)
-    call(grid.operator, path, request)
-    token = request.page_token
+def test_a_page_token_with_a_bit_changed_in_any_byte_is_refused(shared_grid: Service, path: str, page: Any) -> None:
+    call(shared_grid.operator, path, page)
+    token = page.page_token
     raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
 
-    for bit in range(8 * len(raw)):
+    for place in range(len(raw)):
         changed = bytearray(raw)
-        changed[bit // 8] ^= 1 << bit % 8
-        request.page_token = base64.urlsafe_b64encode(changed).decode().rstrip("=")
-        refused_page(grid, path, request)
+        changed[place] ^= 1 << place % 8
+        page.page_token = base64.urlsafe_b64encode(changed).decode().rstrip("=")
+        refused_page(shared_grid, path, page)
 
 
 @pytest.mark.parametrize("token", ["garbage", "=", "é", "\0", "AAAA", "A" * 10_240])
 @each(with_field("page_token"))
-def test_a_page_token_that_is_none_is_refused(grid: Service, path: str, token: str) -> None:
-    request = first_page(grid, path)
-    request.page_token = token
+def test_a_page_token_that_is_none_is_refused(shared_grid: Service, path: str, page: Any, token: str) -> None:
+    page.page_token = token
 
-    refused_page(grid, path, request)
+    refused_page(shared_grid, path, page)
 
 
 @each(with_field("page_token"))
-def test_a_page_token_of_another_filter_is_refused(grid: Service, path: str) -> None:
-    request = first_page(grid, path)
-    filters = {field.name for field in request.DESCRIPTOR.fields} - {"page_size", "page_token"}
+def test_a_page_token_of_another_filter_is_refused(shared_grid: Service, path: str, page: Any) -> None:
+    filters = {field.name for field in page.DESCRIPTOR.fields} - {"page_size", "page_token"}
 
     for name in filters:
-        other = type(request)()
-        other.CopyFrom(request)
+        other = type(page)()
+        other.CopyFrom(page)
         other.ClearField(name)
-        other.MergeFrom(type(request)(**{name: OTHER_FILTERS[name](grid)}))
-        refused_page(grid, path, other)
+        other.MergeFrom(type(page)(**{name: OTHER_FILTERS[name](shared_grid)}))
+        refused_page(shared_grid, path, other)
 
 
 @each(with_field("page_token"))
-def test_a_page_token_of_another_list_is_refused(grid: Service, path: str) -> None:
-    request = first_page(grid, path)
-
-    for other in with_field("page_token"):
-        if other != path:
-            request.page_token = first_page(grid, other).page_token
-            refused_page(grid, path, request)
+def test_a_page_token_of_another_list_is_refused(
+    shared_grid: Service, path: str, page: Any, second_pages: dict[str, Any]
+) -> None:
+    for other in second_pages.keys() - {path}:
+        page.page_token = second_pages[other].page_token
+        refused_page(shared_grid, path, page)

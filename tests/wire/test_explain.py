@@ -49,20 +49,24 @@ from tests.wire.helpers import (
     timestamp,
     with_wrong_secret,
 )
+from tests.wire.rpcs import new_slug
 
 HOUR = timedelta(hours=1)
 NAMES = ["form", "secret", "exposure", "liveness", "address", "permission", "ownership", "manufacturer"]
 BROWSER = {"sec_fetch_site": "cross-site", "origin": "https://shop.example", "user_agent": "an agent of its own"}
 
 
+@pytest.fixture(scope="module")
+def devices(module_grid: Service) -> None:
+    """Devices of two end users in the first workspace."""
+    register(module_grid, "mine", manufacturer="acme")
+    register(module_grid, "other", reference_id=OTHER_USER, manufacturer="zenith")
+
+
 @pytest.fixture
-def grid(service: Service) -> Service:
+def grid(devices: None, shared_grid: Service) -> Service:
     """A service with two workspaces, and devices of two end users in the first."""
-    make_workspace(service)
-    make_workspace(service, OTHER_WORKSPACE)
-    register(service, "mine", manufacturer="acme")
-    register(service, "other", reference_id=OTHER_USER, manufacturer="zenith")
-    return service
+    return shared_grid
 
 
 def explain(
@@ -117,11 +121,11 @@ def test_only_an_operator_may_ask(grid: Service, role: Role.ValueType) -> None:
     made = make_key(grid)
     request = pb.ExplainAuthorizationRequest(key_id=made.key.key_id, permission="devices:list")
 
-    error = refused(grid.caller("somebody", role).authorize.ExplainAuthorization, request)
+    error = refused(grid.caller(new_slug(grid), role).authorize.ExplainAuthorization, request)
 
     assert (error.code, error.reason) == (grpc.StatusCode.PERMISSION_DENIED, "CALLER_ROLE_MISSING")
     assert error.metadata["roles"] == "operator"
-    answered = grid.caller("somebody-else", ROLE_OPERATOR).authorize.ExplainAuthorization(request)
+    answered = grid.caller(new_slug(grid), ROLE_OPERATOR).authorize.ExplainAuthorization(request)
     assert reason_of(answered.answer) == "PERMITTED"
 
 

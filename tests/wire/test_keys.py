@@ -39,10 +39,10 @@ def resume(service: Service, key_id: str) -> pb.ResumeKeyResponse:
 
 @pytest.mark.parametrize("key_id", ["", "0" * 16, "\x00", "é", "x" * 10_000])
 @pytest.mark.parametrize("method", ["GetKey", "SuspendKey", "ResumeKey", "RotateKey", "RevokeKey", "ListKeyEvents"])
-def test_there_is_no_key_of_an_unknown_id(grid: Service, method: str, key_id: str) -> None:
+def test_there_is_no_key_of_an_unknown_id(shared_grid: Service, method: str, key_id: str) -> None:
     request = getattr(pb, f"{method}Request")(key_id=key_id)
 
-    error = refused(getattr(grid.operator.keys, method), request)
+    error = refused(getattr(shared_grid.operator.keys, method), request)
 
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "KEY_NOT_FOUND")
 

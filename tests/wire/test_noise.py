@@ -23,7 +23,7 @@ from tests.wire.rpcs import METHODS, new_message, parts, short, valid_request
 # into it. To search on, ask for more examples by this variable; then they are new ones each time.
 _EXAMPLES = os.environ.get("NOISE_EXAMPLES", "")
 NOISY = settings(
-    max_examples=int(_EXAMPLES or 12),
+    max_examples=int(_EXAMPLES or 6),
     derandomize=not _EXAMPLES,
     database=None,
     deadline=None,

@@ -22,17 +22,14 @@ from tests.wire.helpers import (
     REDIRECT_URI,
     USER,
     WORKSPACE,
-    count_rows,
     current_revision,
     duration,
     events_of,
     get_key,
-    make_connect_key,
     make_key,
     make_scoped_key,
     make_workspace,
     reason_for,
-    revoke,
     suspend,
     timestamp,
     update_key,
@@ -187,59 +184,6 @@ def test_a_created_key_names_the_key_that_asked_for_it(grid: Service) -> None:
     assert make_key(grid).key.created_by_key_id == ""
 
 
-def _revoked(service: Service) -> str:
-    key_id = make_key(service).key.key_id
-    revoke(service, key_id)
-    return key_id
-
-
-def _suspended(service: Service) -> str:
-    key_id = make_key(service).key.key_id
-    suspend(service, key_id)
-    return key_id
-
-
-def _expired(service: Service) -> str:
-    key_id = make_key(service, expire_time=timestamp(service.clock.now + HOUR)).key.key_id
-    service.clock.turn(HOUR)
-    return key_id
-
-
-UNFIT_ACTORS: dict[str, tuple[Callable[[Service], str], str]] = {
-    "unknown": (lambda _: "0" * 16, "ACTOR_NOT_FOUND"),
-    "no id": (lambda _: "x" * 1000 + "\x00", "ACTOR_NOT_FOUND"),
-    "a whole key": (lambda s: make_key(s).api_key, "ACTOR_NOT_FOUND"),
-    "of another workspace": (lambda s: make_key(s, workspace_id=OTHER_WORKSPACE).key.key_id, "ACTOR_NOT_FOUND"),
-    "revoked": (_revoked, "ACTOR_NOT_LIVE"),
-    "suspended": (_suspended, "ACTOR_NOT_LIVE"),
-    "expired": (_expired, "ACTOR_NOT_LIVE"),
-    "a connect key": (lambda s: make_connect_key(s).key.key_id, "ACTOR_PERMISSION_MISSING"),
-    "a scoped key": (lambda s: make_scoped_key(s, "mine").scoped_key.key_id, "ACTOR_PERMISSION_MISSING"),
-}
-
-
-@pytest.mark.parametrize("why", UNFIT_ACTORS)
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_a_key_that_is_not_fit_to_ask_gets_nothing_done(grid: Service, name: str, why: str) -> None:
-    mutation = MUTATIONS[name]
-    arrange, reason = UNFIT_ACTORS[why]
-    actor = arrange(grid)
-    subject = make_key(grid).key.key_id
-    if name == "ResumeKey":
-        suspend(grid, subject)
-    if name == "RetireGeneration":
-        rotate_once(grid, subject)
-    before, events = get_key(grid, subject), count_rows(grid, "event")
-
-    error = refused(mutation.call, grid, subject, actor)
-
-    assert (error.code, error.reason) == (DENIED, reason)
-    if reason == "ACTOR_PERMISSION_MISSING":
-        assert error.metadata["permission"] == mutation.permission
-    assert get_key(grid, subject) == before
-    assert count_rows(grid, "event") == events
-
-
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_key_that_holds_everything_but_the_permission_may_not_ask(grid: Service, name: str) -> None:
     mutation = MUTATIONS[name]
@@ -319,6 +263,10 @@ LIMITS = [
 ]
 
 
+def no_limit(service: Service, part: str) -> dict[str, Any]:
+    return {part: list(make_key(service).key.permissions) if part == "permissions" else []}
+
+
 def assert_exceeded(error: Refused, actor: str, *parts: str) -> None:
     assert (error.code, error.reason) == (DENIED, "ACTOR_AUTHORITY_EXCEEDED")
     assert error.metadata == {"key_id": actor, "exceeded": ", ".join(parts)}
@@ -326,61 +274,61 @@ def assert_exceeded(error: Refused, actor: str, *parts: str) -> None:
 
 @pytest.mark.parametrize("which", LIMITS)
 @pytest.mark.parametrize("name", ["CreateKey", "ResumeKey", "RotateKey"])
-def test_no_key_brings_about_more_authority_than_it_holds(grid: Service, name: str, which: str) -> None:
-    limit = limits(grid)[which]
-    actor = make_key(grid, **limit.actor).key.key_id
-    subject = "" if name == "CreateKey" else make_key(grid, **limit.beyond).key.key_id
+def test_no_key_brings_about_more_authority_than_it_holds(shared_grid: Service, name: str, which: str) -> None:
+    limit = limits(shared_grid)[which]
+    actor = make_key(shared_grid, **limit.actor).key.key_id
+    subject = "" if name == "CreateKey" else make_key(shared_grid, **limit.beyond).key.key_id
 
     if name == "CreateKey":
-        error = refused(create, grid, "", actor, **limit.beyond)
+        error = refused(create, shared_grid, "", actor, **limit.beyond)
     else:
-        error = refused(MUTATIONS[name].call, grid, subject, actor)
+        error = refused(MUTATIONS[name].call, shared_grid, subject, actor)
 
     assert_exceeded(error, actor, limit.part)
     if name == "ResumeKey":
-        assert get_key(grid, subject).state == KEY_STATE_SUSPENDED
+        assert get_key(shared_grid, subject).state == KEY_STATE_SUSPENDED
     if name == "RotateKey":
-        assert len(get_key(grid, subject).generations) == 1
+        assert len(get_key(shared_grid, subject).generations) == 1
 
 
 @pytest.mark.parametrize("which", LIMITS)
 @pytest.mark.parametrize("name", ["CreateKey", "ResumeKey", "RotateKey"])
-def test_a_limited_key_may_bring_about_what_is_within_its_limits(grid: Service, name: str, which: str) -> None:
-    limit = limits(grid)[which]
-    actor = make_key(grid, **limit.actor).key.key_id
+def test_a_limited_key_may_bring_about_what_is_within_its_limits(shared_grid: Service, name: str, which: str) -> None:
+    limit = limits(shared_grid)[which]
+    actor = make_key(shared_grid, **limit.actor).key.key_id
     if name == "CreateKey":
-        response: Any = create(grid, "", actor, **limit.within)
+        response: Any = create(shared_grid, "", actor, **limit.within)
     else:
-        response = MUTATIONS[name].call(grid, make_key(grid, **limit.within).key.key_id, actor)
+        response = MUTATIONS[name].call(shared_grid, make_key(shared_grid, **limit.within).key.key_id, actor)
 
     assert response.key.state == KEY_STATE_ACTIVE
 
 
 @pytest.mark.parametrize("which", LIMITS)
-def test_a_limited_key_may_not_widen_another_beyond_its_limits(grid: Service, which: str) -> None:
-    limit = limits(grid)[which]
-    actor = make_key(grid, **limit.actor).key.key_id
-    subject = make_key(grid, **limit.within).key
-    wanted = limit.beyond or {limit.part: list(make_key(grid).key.permissions) if limit.part == "permissions" else []}
+def test_a_limited_key_may_not_widen_another_beyond_its_limits(shared_grid: Service, which: str) -> None:
+    limit = limits(shared_grid)[which]
+    actor = make_key(shared_grid, **limit.actor).key.key_id
+    subject = make_key(shared_grid, **limit.within).key
+    wanted = limit.beyond or no_limit(shared_grid, limit.part)
     values = {name: value for name, value in wanted.items() if name != "expire_time" or value}
 
-    error = refused(update, grid, subject.key_id, actor, limit.part, **values)
+    error = refused(update, shared_grid, subject.key_id, actor, limit.part, **values)
 
     assert_exceeded(error, actor, limit.part)
-    assert get_key(grid, subject.key_id) == subject
+    assert get_key(shared_grid, subject.key_id) == subject
 
 
 @pytest.mark.parametrize("which", LIMITS)
-def test_a_limited_key_may_not_widen_itself(grid: Service, which: str) -> None:
-    limit = limits(grid)[which]
-    actor = make_key(grid, **limit.actor).key
-    wanted = limit.beyond or {limit.part: list(make_key(grid).key.permissions) if limit.part == "permissions" else []}
+def test_a_limited_key_may_not_widen_itself(shared_grid: Service, which: str) -> None:
+    limit = limits(shared_grid)[which]
+    actor = make_key(shared_grid, **limit.actor).key
+    wanted = limit.beyond or no_limit(shared_grid, limit.part)
     values = {name: value for name, value in wanted.items() if name != "expire_time" or value}
 
-    error = refused(update, grid, actor.key_id, actor.key_id, limit.part, **values)
+    error = refused(update, shared_grid, actor.key_id, actor.key_id, limit.part, **values)
 
     assert_exceeded(error, actor.key_id, limit.part)
-    assert get_key(grid, actor.key_id) == actor
+    assert get_key(shared_grid, actor.key_id) == actor
 
 
 @pytest.mark.parametrize("which", LIMITS)

@@ -45,7 +45,7 @@ from tests.wire.helpers import (
     suspend,
     timestamp,
 )
-from tests.wire.test_on_behalf_of import UNFIT_ACTORS
+from tests.wire.test_every_rpc import UNFIT_ACTORS
 
 HOUR = timedelta(hours=1)
 INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")

@@ -163,14 +163,16 @@ INVALID_WORKSPACES: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 
 @pytest.mark.parametrize("fault", INVALID_WORKSPACES)
-def test_a_workspace_that_cannot_be_is_refused_and_every_field_at_fault_named(service: Service, fault: str) -> None:
+def test_a_workspace_that_cannot_be_is_refused_and_every_field_at_fault_named(shared_grid: Service, fault: str) -> None:
     fields, expected = INVALID_WORKSPACES[fault]
 
-    error = refused(create, service, **fields)
+    before = count_rows(shared_grid, "workspace")
+
+    error = refused(create, shared_grid, **fields)
 
     assert (error.code, error.reason) == INVALID
     assert set(error.violations) == expected
-    assert count_rows(service, "workspace") == 0
+    assert count_rows(shared_grid, "workspace") == before
 
 
 @pytest.mark.parametrize(
@@ -234,24 +236,24 @@ REDIRECT_URIS = {
 @pytest.mark.parametrize("environment", [ENVIRONMENT_SANDBOX, ENVIRONMENT_PRODUCTION])
 @pytest.mark.parametrize("uri", REDIRECT_URIS, ids=lambda uri: ascii(uri)[:60])
 def test_a_redirect_uri_is_accepted_where_it_is_safe(
-    service: Service, uri: str, environment: Environment.ValueType
+    shared_grid: Service, uri: str, environment: Environment.ValueType
 ) -> None:
     where = REDIRECT_URIS[uri]
 
     if where == "everywhere" or (where == "in a sandbox" and environment == ENVIRONMENT_SANDBOX):
-        created = create(service, environment=environment, redirect_uris=[uri]).workspace
+        created = create(shared_grid, workspace_id="", environment=environment, redirect_uris=[uri]).workspace
         assert list(created.redirect_uris) == [uri]
     else:
-        error = refused(create, service, environment=environment, redirect_uris=[uri])
+        error = refused(create, shared_grid, environment=environment, redirect_uris=[uri])
         assert (error.code, error.reason) == INVALID
         assert set(error.violations) == {"redirect_uris[0]"}
 
 
 @pytest.mark.parametrize("workspace_id", ["", "nowhere", "\x00", "x" * 10_000])
-def test_there_is_no_workspace_of_an_unknown_id(service: Service, workspace_id: str) -> None:
+def test_there_is_no_workspace_of_an_unknown_id(shared_grid: Service, workspace_id: str) -> None:
     errors = [
-        refused(get, service, workspace_id),
-        refused(update, service, workspace_id, display_name="x"),
+        refused(get, shared_grid, workspace_id),
+        refused(update, shared_grid, workspace_id, display_name="x"),
     ]
 
     assert {(error.code, error.reason) for error in errors} == {(grpc.StatusCode.NOT_FOUND, "WORKSPACE_NOT_FOUND")}
@@ -277,8 +279,8 @@ def test_workspaces_are_listed_in_order_of_creation_and_in_pages_of_any_size(ser
     [({"page_size": -1}, "page_size"), ({"page_token": "garbage"}, "page_token")],
     ids=lambda value: str(value),  # noqa: PLW0108 - a type here would be taken for something else
 )
-def test_a_list_that_cannot_be_is_refused(service: Service, fields: dict[str, Any], field: str) -> None:
-    error = refused(list_workspaces, service, **fields)
+def test_a_list_that_cannot_be_is_refused(shared_grid: Service, fields: dict[str, Any], field: str) -> None:
+    error = refused(list_workspaces, shared_grid, **fields)
 
     assert (error.code, set(error.violations)) == (grpc.StatusCode.INVALID_ARGUMENT, {field})
 
