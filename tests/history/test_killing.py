@@ -28,6 +28,7 @@ def database(request: pytest.FixtureRequest) -> Iterator[Postgres | None]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("unmeasured_processes")
 def test_a_server_that_is_killed_ten_times_has_lost_nothing(tmp_path: Path, database: Postgres | None) -> None:
     outcome = run(tmp_path, database, KILLS, SEED)
     assert outcome.wrong == []

@@ -24,6 +24,8 @@ from tests.operate.certificates import Certificate
 from tests.operate.process import Server, client, serving, wait_until
 from tests.webhooks.receiver import HOST, Receiver, receiving
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 WORKSPACE = "grid-one"
 MANY = 30
 
