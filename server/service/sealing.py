@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import secrets
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from typing import TYPE_CHECKING
 
 from server.domain.peppers import Peppers
+
+# 8 MB, which a server without TLS first needs for its first webhook.
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 PREFIX = "whsec_"
 _SECRET_BYTES = 32
@@ -42,6 +44,8 @@ def unseal(peppers: Peppers, pepper_id: str, sealed: bytes, place: str) -> bytes
 
     Raises CannotUnseal; Refusal (PEPPER_UNAVAILABLE) where the pepper is not here.
     """
+    from cryptography.exceptions import InvalidTag  # noqa: PLC0415
+
     cipher = _cipher(peppers, pepper_id)
     try:
         return cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], place.encode())
@@ -50,4 +54,6 @@ def unseal(peppers: Peppers, pepper_id: str, sealed: bytes, place: str) -> bytes
 
 
 def _cipher(peppers: Peppers, pepper_id: str) -> AESGCM:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
     return AESGCM(peppers.derive(_PURPOSE, pepper_id))

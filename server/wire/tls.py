@@ -10,9 +10,6 @@ from pathlib import Path
 
 import grpc
 import structlog
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 _log = structlog.get_logger("texture_auth.tls")
 
@@ -46,6 +43,11 @@ class CertificateFiles:
 
     def load(self) -> grpc.ServerCertificateConfiguration:
         """Read the files. Raises CertificateInvalid where they do not fit together."""
+        # 8 MB that a server without TLS does without.
+        from cryptography import x509  # noqa: PLC0415
+        from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
+
         contents = []
         for path in self._paths:
             try:
