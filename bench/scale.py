@@ -33,7 +33,7 @@ FULL = Scale(
     small=1_000,
     big=1_000_000,
     misses=500,
-    trials=20,
+    trials=50,
     fault_trials=3,
     processes=(1, 2, 4, 8),
 )
