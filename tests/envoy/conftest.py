@@ -1,0 +1,202 @@
+"""Fixtures for tests behind Envoy: one Envoy for all, before one server that demands its certificate."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google.api
+import grpc
+import pytest
+from texture.auth.v1 import caller_service_pb2
+from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER
+
+from server import app
+from server.settings import Settings
+from tests.envoy.gateway import LOOPBACK, Envoy, Upstream, running_device_api, running_envoy, running_http_upstream
+from tests.harness import Client, Service, TurnedClock, untraced
+from tests.operate.certificates import Authority
+from tests.wire.helpers import make_workspace
+
+EXAMPLES = Path(__file__).parents[2] / "client" / "examples"
+READY = EXAMPLES / "envoy" / "envoy.yaml"
+ROUTES = EXAMPLES / "envoy" / "routes.txt"
+_NAME = "spiffe://prod.example/gateway"
+_TYPES = "type.googleapis.com/envoy.extensions"
+
+
+@dataclass(frozen=True)
+class House:
+    """An Envoy, the service that it asks, and what is behind it.
+
+    Its listener `customers` is that of the file to copy, `plain` one with nothing but this service before plain HTTP,
+    and `alone` the same, but that it finds nobody to ask.
+    """
+
+    envoy: Envoy
+    service: Service
+    device_api: Upstream
+    http: Upstream
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Run all of it."""
+    folder = tmp_path_factory.mktemp("envoy")
+    with ExitStack() as stack:
+        stack.enter_context(untraced(with_threads=False))
+        service = stack.enter_context(_service(folder))
+        device_api = stack.enter_context(running_device_api())
+        http = stack.enter_context(running_http_upstream())
+        nobody = stack.enter_context(socket.socket())
+        nobody.bind((LOOPBACK, 0))
+        created = service.operator.callers.CreateCaller(
+            caller_service_pb2.CreateCallerRequest(caller_id="by-key", roles=[ROLE_AUTHORIZER])
+        )
+        _describe_api(folder / "devices.pb")
+        by_certificate, by_key = (int(address.rpartition(":")[2]) for address in reversed(service.app.addresses))
+        ports = {8080: 0, 9000: device_api.port, 50052: by_certificate}
+        config = re.sub(r"(?<=port_value: )\d+", lambda found: str(ports[int(found[0])]), READY.read_text())
+        more = _more(http.port, by_key, nobody.getsockname()[1])
+        key = {"TEXTURE_AUTH_CALLER_KEY": created.caller_key}
+        envoy = stack.enter_context(running_envoy(folder, config, more, **key))
+        yield House(envoy, service, device_api, http)
+
+
+@contextmanager
+def _service(folder: Path) -> Iterator[Service]:
+    """Run a server for production, whose second address demands certificates of callers."""
+    tls = folder / "tls"
+    tls.mkdir()
+    authority = Authority(tls, "ca")
+    certificate = authority.issue("server", hosts=["localhost"])
+    gateway = authority.issue("gateway", uris=[_NAME])
+    authority.certificate.rename(tls / "ca.pem")
+    gateway.chain.rename(tls / "gateway.pem")
+    peppers = folder / "peppers"
+    peppers.write_text(f"p1 {'ab' * 32}\n")
+    settings = Settings(
+        database=f"sqlite:{folder / 'auth.db'}",
+        peppers_file=peppers,
+        listen=f"{LOOPBACK}:0",
+        tls_certificate=certificate.chain,
+        tls_private_key=certificate.private_key,
+        tls_client_ca=tls / "ca.pem",
+        tls_client_listen=f"{LOOPBACK}:0",
+        envoy=True,
+        envoy_routes=ROUTES,
+    )
+    app.migrate(settings)
+    key = app.bootstrap(settings, "operator")
+    clock = TurnedClock()
+    running = app.App(settings, clock)
+    address = f"localhost:{running.start()}"
+    try:
+        credentials = grpc.ssl_channel_credentials((tls / "ca.pem").read_bytes())
+        with grpc.secure_channel(address, credentials) as channel:
+            service = Service(running, clock, folder, folder / "auth.db", address, channel, key, Client(channel, key))
+            request = caller_service_pb2.CreateCallerRequest(
+                caller_id="gateway", roles=[ROLE_AUTHORIZER], certificate_names=[_NAME], without_key=True
+            )
+            service.operator.callers.CreateCaller(request)
+            make_workspace(service)
+            yield service
+    finally:
+        running.stop()
+
+
+def _describe_api(into: Path) -> None:
+    """Describe the example's API, as the file to copy says it is done."""
+    includes = [f"-I{Path(next(iter(google.api.__path__))).parents[1]}", f"-I{EXAMPLES}"]
+    command = [sys.executable, "-m", "grpc_tools.protoc", *includes, "--include_imports"]
+    proto = EXAMPLES / "device_api" / "devices.proto"
+    subprocess.run([*command, f"--descriptor_set_out={into}", str(proto)], check=True)
+
+
+def _more(http: int, by_key: int, nobody: int) -> Mapping[str, Any]:
+    """Return listeners with as little as can be before plain HTTP, which ask by a svc key."""
+    listeners = [_listener("plain", "by_key"), _listener("alone", "nobody")]
+    clusters = [_cluster("http", http), _cluster("by_key", by_key, tls=True), _cluster("nobody", nobody, grpc=True)]
+    return {"static_resources": {"listeners": listeners, "clusters": clusters}}
+
+
+def _listener(name: str, authorizer: str) -> Mapping[str, Any]:
+    needs = {"command": ("devices:command", "/command/{device_id}"), "list": ("devices:list", ""), "typo": ("x", "")}
+    routes = [
+        _route({"prefix": f"/{prefix}"}, {"texture-permission": permission, "texture-device-path": path})
+        for prefix, (permission, path) in needs.items()
+    ]
+    routes.append(_route({"prefix": "/open"}, {"texture-permission": "public"}))
+    metadata = {"filter_metadata": {"texture.auth": {"permission": "devices:read", "device-path": "/m/{device_id}"}}}
+    routes += [{**_route({"prefix": "/m"}, {}), "metadata": metadata}, _route({"prefix": "/"}, {})]
+    key = {"key": "authorization", "value": "Bearer %ENVIRONMENT(TEXTURE_AUTH_CALLER_KEY)%"}
+    ask = {
+        "@type": f"{_TYPES}.filters.http.ext_authz.v3.ExtAuthz",
+        "transport_api_version": "V3",
+        "grpc_service": {"envoy_grpc": {"cluster_name": authorizer}, "timeout": "30s", "initial_metadata": [key]},
+        "status_on_error": {"code": "ServiceUnavailable"},
+        "route_metadata_context_namespaces": ["texture.auth"],
+    }
+    router = {"@type": f"{_TYPES}.filters.http.router.v3.Router"}
+    manager = {
+        "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": name,
+        "http_filters": [
+            {"name": "envoy.filters.http.ext_authz", "typed_config": ask},
+            {"name": "envoy.filters.http.router", "typed_config": router},
+        ],
+        "route_config": {"virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]},
+    }
+    filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
+    return {"name": name, "address": _address(0), "filter_chains": [{"filters": filters}]}
+
+
+def _route(match: Mapping[str, str], extensions: Mapping[str, str]) -> Mapping[str, Any]:
+    route: dict[str, Any] = {"match": match, "route": {"cluster": "http"}}
+    if extensions:
+        said = {name: value for name, value in extensions.items() if value}
+        own = {"@type": f"{_TYPES}.filters.http.ext_authz.v3.ExtAuthzPerRoute"}
+        route["typed_per_filter_config"] = {
+            "envoy.filters.http.ext_authz": {**own, "check_settings": {"context_extensions": said}}
+        }
+    return route
+
+
+def _cluster(name: str, port: int, *, tls: bool = False, grpc: bool = False) -> Mapping[str, Any]:
+    cluster: dict[str, Any] = {
+        "name": name,
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(port)}}]}],
+        },
+    }
+    if tls or grpc:
+        options = f"{_TYPES}.upstreams.http.v3.HttpProtocolOptions"
+        cluster["typed_extension_protocol_options"] = {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": options,
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        }
+    if tls:
+        context = {"validation_context": {"trusted_ca": {"filename": "tls/ca.pem"}}}
+        cluster["transport_socket"] = {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": f"{_TYPES}.transport_sockets.tls.v3.UpstreamTlsContext",
+                "sni": "localhost",
+                "common_tls_context": context,
+            },
+        }
+    return cluster
+
+
+def _address(port: int) -> Mapping[str, Any]:
+    return {"socket_address": {"address": LOOPBACK, "port_value": port}}
