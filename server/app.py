@@ -185,6 +185,7 @@ class App:
         """
         self._settings = settings
         self._listeners = load_listeners(settings)
+        gateways = _gateways(settings)
         self.addresses: tuple[str, ...] = ()
         self.metrics_address: str | None = None
         peppers = load_peppers(settings)
@@ -219,7 +220,7 @@ class App:
             open_reflection=settings.development,
             log_allow_sample=settings.log_allow_sample_or_default,
             webhook_private_hosts=outbound.private_hosts,
-            gateways=_gateways(settings),
+            gateways=gateways,
         )
         chores = _chores(settings, self._resources, self._rehashing)
         self._housekeeper = Housekeeper(chores, telemetry=self._metrics.telemetry)
