@@ -89,6 +89,7 @@ LENIENT: list[Callable[[str], str]] = [
     lambda path: path.replace("\\", "/"),
     lambda path: re.sub("//+", "/", path),
     lambda path: re.sub(";[^/]*", "", path),
+    lambda path: re.sub(";[^/]*", "", unquote(path)),
     lambda path: path.partition("#")[0],
     lambda path: path.partition("\0")[0],
 ]

@@ -37,13 +37,24 @@ class House:
     """An Envoy, the service that it asks, and what is behind it.
 
     Its listener `customers` is that of the file to copy, `plain` one with nothing but this service before plain HTTP,
-    and `alone` the same, but that it finds nobody to ask.
+    and `alone` the same, but that it finds nobody to ask. On the port `nobody`, nobody listens.
     """
 
     envoy: Envoy
     service: Service
     device_api: Upstream
     http: Upstream
+    nobody: int
+
+    def ready(self, authorizer: int) -> str:
+        """Return the file to copy, with the ports of this machine, and that of whom it asks."""
+        return ready(self.device_api.port, authorizer)
+
+
+def ready(device_api: int, authorizer: int) -> str:
+    """Return the file to copy, with ports as they are here."""
+    ports = {8080: 0, 9000: device_api, 50052: authorizer}
+    return re.sub(r"(?<=port_value: )\d+", lambda found: str(ports[int(found[0])]), READY.read_text())
 
 
 @pytest.fixture(scope="session")
@@ -62,12 +73,11 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         )
         _describe_api(folder / "devices.pb")
         by_certificate, by_key = (int(address.rpartition(":")[2]) for address in reversed(service.app.addresses))
-        ports = {8080: 0, 9000: device_api.port, 50052: by_certificate}
-        config = re.sub(r"(?<=port_value: )\d+", lambda found: str(ports[int(found[0])]), READY.read_text())
-        more = _more(http.port, by_key, nobody.getsockname()[1])
+        port = nobody.getsockname()[1]
         key = {"TEXTURE_AUTH_CALLER_KEY": created.caller_key}
+        config, more = ready(device_api.port, by_certificate), _more(http.port, by_key, port)
         envoy = stack.enter_context(running_envoy(folder, config, more, **key))
-        yield House(envoy, service, device_api, http)
+        yield House(envoy, service, device_api, http, port)
 
 
 @contextmanager

@@ -63,20 +63,23 @@ class Envoy:
 
 
 @contextmanager
-def running_envoy(folder: Path, config: str, more: Mapping[str, Any], **environment: str) -> Iterator[Envoy]:
+def running_envoy(
+    folder: Path, config: str, more: Mapping[str, Any] | None = None, *, name: str = "envoy", **environment: str
+) -> Iterator[Envoy]:
     """Run Envoy in a folder with a configuration, and more that is added to it, until the block ends.
+
+    Its files have its `name`, so that several may run in one folder.
 
     Listeners on port 0 take free ones. Raises RuntimeError, with its log, if it does not start.
     """
-    (folder / "envoy.yaml").write_text(config)
+    (folder / f"{name}.yaml").write_text(config)
     admin = {"address": {"socket_address": {"address": LOOPBACK, "port_value": 0}}}
-    where = folder / "admin.address"
+    where, log = folder / f"{name}.address", folder / f"{name}.log"
     command = [
-        *(str(Path(sys.executable).with_name("envoy")), "--config-path", "envoy.yaml"),
-        *("--config-yaml", json.dumps({**more, "admin": admin}), "--admin-address-path", str(where)),
+        *(str(Path(sys.executable).with_name("envoy")), "--config-path", f"{name}.yaml"),
+        *("--config-yaml", json.dumps({**(more or {}), "admin": admin}), "--admin-address-path", str(where)),
         *("--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning"),
     ]
-    log = folder / "envoy.log"
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:

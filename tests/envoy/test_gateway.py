@@ -11,7 +11,7 @@ from device_api import devices_pb2, devices_pb2_grpc
 from texture.auth.v1 import usage_service_pb2
 
 from tests.envoy.conftest import House
-from tests.envoy.gateway import Answer
+from tests.envoy.gateway import Answer, running_envoy
 from tests.harness import refused
 from tests.wire.helpers import (
     USER,
@@ -247,17 +247,17 @@ def test_no_header_makes_another_request_of_one(house: House, server_key: str, n
 
 
 @pytest.mark.parametrize(
-    ("query", "body"),
+    ("query", "body", "refused_by"),
     [
-        ("?device_id=vendor:1", '{"command": "charge"}'),
-        ("?deviceId=vendor:1", '{"command": "charge"}'),
-        ("", '{"command": "charge", "device_id": "vendor:1"}'),
-        ("", '{"command": "charge", "device_id": "battery", "device_id": "vendor:1"}'),
-        ("", '{"command": "charge", "device_id": "battery", "deviceId": "vendor:1"}'),
+        ("?device_id=vendor:1", '{"command": "charge"}', "REQUEST_AMBIGUOUS"),
+        ("?deviceId=vendor:1", '{"command": "charge"}', "REQUEST_AMBIGUOUS"),
+        ("", '{"command": "charge", "device_id": "vendor:1"}', "is conflicting"),
+        ("", '{"command": "charge", "device_id": "battery", "device_id": "vendor:1"}', "names another device"),
+        ("", '{"command": "charge", "device_id": "battery", "deviceId": "vendor:1"}', "names another device"),
     ],
 )
 def test_a_request_commands_no_other_device_than_the_one_that_was_decided_about(
-    house: House, query: str, body: str
+    house: House, query: str, body: str, refused_by: str
 ) -> None:
     key = make_scoped_key(house.service, "battery", reference_id=USER).scoped_api_key
     before = len(house.device_api.came)
@@ -266,6 +266,7 @@ def test_a_request_commands_no_other_device_than_the_one_that_was_decided_about(
     answer = house.envoy.ask("customers", "POST", f"/v1/devices/battery/commands{query}", headers, body)
 
     assert (answer.status, len(house.device_api.came)) == (400, before)
+    assert refused_by in answer.body
 
 
 @pytest.mark.parametrize(
@@ -355,6 +356,30 @@ def test_without_an_answer_nobody_gets_through(house: House, server_key: str) ->
 
     assert [answer.status for answer in answers] == [503, 503]
     assert len(house.http.came) == before
+
+
+def test_the_file_to_copy_lets_nobody_through_without_an_answer(house: House, server_key: str) -> None:
+    before = len(house.device_api.came)
+
+    with running_envoy(house.service.folder, house.ready(house.nobody), name="closed") as envoy:
+        status = envoy.ask("customers", "GET", "/v1/devices", with_key(server_key)).status
+
+    assert (status, len(house.device_api.came)) == (503, before)
+
+
+def test_where_envoy_was_told_to_let_all_through_neither_key_nor_forged_words_go_with_it(
+    house: House, server_key: str
+) -> None:
+    config = house.ready(house.nobody).replace("failure_mode_allow: false", "failure_mode_allow: true")
+    forged = [one for one in FORGED if "_" not in one[0]]
+
+    with running_envoy(house.service.folder, config, name="open") as envoy:
+        status = envoy.ask("customers", "GET", "/v1/devices", [*with_key(server_key), *forged]).status
+
+    came = str(house.device_api.last)
+    assert status == 200
+    assert server_key not in came
+    assert "forged" not in came
 
 
 def test_uses_by_way_of_envoy_are_counted(house: House) -> None:
