@@ -117,7 +117,7 @@ def test_a_path_with_a_route_has_the_same_one_for_every_server(pieces: list[str]
 
 AMBIGUOUS = (
     "* v1/devices https://api.example/v1 /a//b /a/./b /a/.. /a%2fb /a%5Cb /a\\b /a;b /%61 /%2e%2e/b /a% /a%2 /a%zz "
-    "/a%00 /é /%c3%a9 /a#b /\u212a /a%7e /V1/devices"
+    "/a%00 /a%3bb /a%23b /a%3fb /é /%c3%a9 /a#b /\u212a /a%7e /V1/devices"
 )
 
 
