@@ -185,7 +185,7 @@ class App:
         """
         self._settings = settings
         self._listeners = load_listeners(settings)
-        gateways = _gateways(settings)
+        gateways = load_gateways(settings)
         self.addresses: tuple[str, ...] = ()
         self.metrics_address: str | None = None
         peppers = load_peppers(settings)
@@ -333,7 +333,7 @@ def _outbound(settings: Settings) -> Outbound:
         raise StartRefused(f"{PREFIX}WEBHOOK_CA: cannot be used: {error.strerror or 'it is not PEM'}") from None
 
 
-def _gateways(settings: Settings) -> list[Gateway]:
+def load_gateways(settings: Settings) -> list[Gateway]:
     """Return what answers gateways in words of their own. Raises StartRefused."""
     if not settings.envoy:
         return []

@@ -38,9 +38,9 @@ class Ambiguous(Exception):  # noqa: N818 - it names a state
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A path of an API, as `/v1/devices/{device_id}`: `text` in segments, None for each placeholder."""
+    """A path of an API, as `/v1/devices/{device_id}`: `path` in segments, None for each placeholder."""
 
-    text: str
+    path: str
     segments: tuple[str | None, ...]
     device_at: int | None
 
@@ -73,7 +73,7 @@ class Template:
 
     def folded(self) -> Template:
         """Return this template as a server would have it that takes no notice of case."""
-        return Template(self.text, tuple(part and part.lower() for part in self.segments), self.device_at)
+        return Template(self.path, tuple(part and part.lower() for part in self.segments), self.device_at)
 
     def within(self, other: Template) -> bool:
         """Tell whether each path of this template is one of another as well."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import grpc
@@ -84,7 +84,7 @@ class Unasked(Exception):  # noqa: N818 - it names a state
 class Asked:
     """What is to be found out about a request: `question` is None where it is open to everybody."""
 
-    question: pb.AuthorizeRequest | None
+    question: pb.AuthorizeRequest | None = field(repr=False)
     path: str
 
 
@@ -99,10 +99,9 @@ class Reader:
         self._routes = routes
         self._trusted_hops = trusted_hops
 
-    def read(self, attributes: attribute_context_pb2.AttributeContext) -> Asked:
-        """Return what is to be found out. Raises Unasked."""
+    def read(self, attributes: attribute_context_pb2.AttributeContext, headers: Mapping[str, str]) -> Asked:
+        """Return what is to be found out about a request with these headers, by `headers_of`. Raises Unasked."""
         http = attributes.request.http
-        headers = headers_of(http)
         try:
             segments = segments_of(http.path)
             if any(headers.get(name) for name in OVERRIDES):
@@ -122,7 +121,7 @@ class Reader:
             ) from None
         if route is None:
             raise Unasked("ROUTE_UNKNOWN", 404, grpc.StatusCode.UNIMPLEMENTED, "There is nothing under this path.")
-        path = "" if route.template is None else route.template.text
+        path = "" if route.template is None else route.template.path
         if route.permission is None:
             return Asked(None, path)
         question = pb.AuthorizeRequest(
@@ -137,7 +136,7 @@ class Reader:
         self, attributes: attribute_context_pb2.AttributeContext, headers: Mapping[str, str]
     ) -> request_context_pb2.RequestContext:
         # What is longer than the service takes is the client's doing, and no reason to leave the question unanswered.
-        seen = {field: headers.get(name, "")[:HEADER_LENGTH] for field, name in _CONTEXT.items()}
+        seen = {into: headers.get(name, "")[:HEADER_LENGTH] for into, name in _CONTEXT.items()}
         return request_context_pb2.RequestContext(client_ip=self._client_ip(attributes, headers), **seen)
 
     def _client_ip(self, attributes: attribute_context_pb2.AttributeContext, headers: Mapping[str, str]) -> str:
@@ -147,10 +146,7 @@ class Reader:
             # Envoy has added whoever is connected to it, the last of the trusted proxies.
             named = headers.get("x-forwarded-for", "").split(",")
             address = named[-1 - self._trusted_hops].strip() if len(named) > self._trusted_hops else ""
-        try:
-            return str(parse_address(address))
-        except ValueError:
-            return ""
+        return _address(address)
 
 
 def headers_of(http: attribute_context_pb2.AttributeContext.HttpRequest) -> dict[str, str]:
@@ -164,22 +160,20 @@ def headers_of(http: attribute_context_pb2.AttributeContext.HttpRequest) -> dict
 
 
 def allowed(
-    http: attribute_context_pb2.AttributeContext.HttpRequest, asked: Asked, answer: pb.AuthorizeResponse | None
+    headers: Mapping[str, str], asked: Asked, answer: pb.AuthorizeResponse | None
 ) -> external_auth_pb2.CheckResponse:
     """Return the yes to a request: without the key, and with what `answer` says of who asks, whatever came along."""
     given = {} if answer is None else _identity(asked, answer)
-    forged = {name for name in headers_of(http) if _means_identity(name)}
+    forged = [name for name in headers if _means_identity(name) and name not in _NEVER]
     return external_auth_pb2.CheckResponse(
         status=status_pb2.Status(),
         ok_response=external_auth_pb2.OkHttpResponse(
-            headers=_set(given), headers_to_remove=sorted((_NEVER | forged) - given.keys())
+            headers=_set(given), headers_to_remove=[name for name in (*_NEVER, *forged) if name not in given]
         ),
     )
 
 
-def denied(
-    http: attribute_context_pb2.AttributeContext.HttpRequest, answer: pb.AuthorizeResponse
-) -> external_auth_pb2.CheckResponse:
+def denied(headers: Mapping[str, str], answer: pb.AuthorizeResponse) -> external_auth_pb2.CheckResponse:
     """Return the no to a request that an answer is."""
     reason = Reason[pb.Reason.Name(answer.reason).removeprefix("REASON_")]
     outcome = OUTCOMES[reason]
@@ -187,26 +181,24 @@ def denied(
     if answer.missing_permission:
         message = f"{message} It is {answer.missing_permission}."
     unasked = Unasked(reason.name, answer.http_status_code, grpc.StatusCode[outcome.grpc_code], message)
-    return denied_unasked(http, unasked, answer.decision_id)
+    return denied_unasked(headers, unasked, answer.decision_id)
 
 
-def denied_unasked(
-    http: attribute_context_pb2.AttributeContext.HttpRequest, why: Unasked, decision_id: str = ""
-) -> external_auth_pb2.CheckResponse:
+def denied_unasked(headers: Mapping[str, str], why: Unasked, decision_id: str = "") -> external_auth_pb2.CheckResponse:
     """Return the no to a request: to HTTP as JSON, to gRPC as a status."""
-    headers = {_DECISION: decision_id} if decision_id else {}
+    told = {_DECISION: decision_id} if decision_id else {}
     code: int = why.grpc_code.value[0]
-    if is_grpc(headers_of(http).get("content-type", "")):
+    if is_grpc(headers.get("content-type", "")):
         # Envoy makes the body the message. By itself it would make UNIMPLEMENTED of a 404, and INTERNAL of a 400.
-        headers |= {"grpc-status": str(code), "grpc-status-details-bin": _details(code, why)}
+        told |= {"grpc-status": str(code), "grpc-status-details-bin": _details(code, why)}
         body = why.message
     else:
-        headers["content-type"] = "application/json"
+        told["content-type"] = "application/json"
         body = json.dumps({"code": why.code, "message": why.message})
     return external_auth_pb2.CheckResponse(
         status=status_pb2.Status(code=code, message=why.code),
         denied_response=external_auth_pb2.DeniedHttpResponse(
-            status={"code": why.http_status_code}, headers=_set(headers), body=body
+            status={"code": why.http_status_code}, headers=_set(told), body=body
         ),
     )
 
@@ -272,6 +264,15 @@ def _route_of(declared: Mapping[str, str], segments: tuple[str, ...]) -> Route |
             "ROUTE_INVALID", 500, grpc.StatusCode.INTERNAL, "The gateway does not know what this needs.", str(error)
         ) from None
     return route if route.template is None or route.template.matches(segments) else None
+
+
+@lru_cache(maxsize=4096)
+def _address(text: str) -> str:
+    """Return an address as this service takes it; empty for what is none."""
+    try:
+        return str(parse_address(text))
+    except ValueError:
+        return ""
 
 
 @lru_cache(maxsize=1024)

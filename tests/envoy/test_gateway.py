@@ -362,9 +362,14 @@ def test_the_file_to_copy_lets_nobody_through_without_an_answer(house: House, se
     before = len(house.device_api.came)
 
     with running_envoy(house.service.folder, house.ready(house.nobody), name="closed") as envoy:
-        status = envoy.ask("customers", "GET", "/v1/devices", with_key(server_key)).status
+        answers = [envoy.ask("customers", "GET", path, with_key(server_key)) for path in ("/v1/devices", "/v1/status")]
+        with grpc.insecure_channel(envoy.addresses["customers"]) as channel, pytest.raises(grpc.RpcError) as caught:
+            devices_pb2_grpc.DeviceApiStub(channel).ListDevices(devices_pb2.ListDevicesRequest())
 
-    assert (status, len(house.device_api.came)) == (503, before)
+    assert [told(answer) for answer in answers] == [(503, "UNAVAILABLE")] * 2
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert len(house.device_api.came) == before
 
 
 def test_where_envoy_was_told_to_let_all_through_neither_key_nor_forged_words_go_with_it(

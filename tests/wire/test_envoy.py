@@ -21,7 +21,7 @@ from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER
 from server.app import App, StartRefused
 from server.domain.routes import Routes
 from server.settings import Settings, SettingsInvalid, load
-from server.wire.checks import Reader
+from server.wire.checks import Reader, headers_of
 from tests.harness import Service, refused, running_service
 from tests.wire.helpers import make_key, make_workspace, register
 
@@ -69,7 +69,8 @@ def check(service: Service, of: attribute_context_pb2.AttributeContext) -> exter
 
 
 def client_ip(reader: Reader, peer: str, **headers: str) -> str:
-    question = reader.read(attributes(http("/v1/devices/battery", **headers), peer)).question
+    request = http("/v1/devices/battery", **headers)
+    question = reader.read(attributes(request, peer), headers_of(request)).question
     assert question is not None
     return str(question.context.client_ip)
 

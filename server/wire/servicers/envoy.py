@@ -9,7 +9,7 @@ import structlog
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from texture.auth.v1 import authorize_service_pb2 as pb
 
-from server.wire.checks import Reader, Unasked, allowed, denied, denied_unasked
+from server.wire.checks import Reader, Unasked, allowed, denied, denied_unasked, headers_of
 from server.wire.rpc import CURRENT, note
 from server.wire.servicers.authorize import AuthorizeServicer
 
@@ -33,23 +33,23 @@ class EnvoyServicer(external_auth_pb2_grpc.AuthorizationServicer):  # type: igno
         self, request: external_auth_pb2.CheckRequest, context: grpc.ServicerContext
     ) -> external_auth_pb2.CheckResponse:
         """Answer one request."""
-        http = request.attributes.request.http
+        headers = headers_of(request.attributes.request.http)
         try:
-            asked = self._reader.read(request.attributes)
+            asked = self._reader.read(request.attributes, headers)
         except Unasked as why:
             note(decision="DENY", reason=why.code)
             if why.fault:
                 _log.error("route invalid", fault=why.fault)
-            return denied_unasked(http, why)
+            return denied_unasked(headers, why)
         if asked.question is None:
             CURRENT.get().routine = True
             note(decision="ALLOW", reason="PUBLIC", route=asked.path)
-            return allowed(http, asked, None)
+            return allowed(headers, asked, None)
         answer = pb.AuthorizeResponse.FromString(self._authorize(asked.question.SerializeToString(), context))
         note(route=asked.path)
         if answer.decision == pb.DECISION_ALLOW:
-            return allowed(http, asked, answer)
-        return denied(http, answer)
+            return allowed(headers, asked, answer)
+        return denied(headers, answer)
 
 
 def add_to_server(reader: Reader, servicer: AuthorizeServicer, server: grpc.Server) -> None:
