@@ -21,7 +21,7 @@ from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER
 from server import app
 from server.settings import Settings
 from tests.envoy.gateway import LOOPBACK, Envoy, Upstream, running_device_api, running_envoy, running_http_upstream
-from tests.harness import Client, Service, TurnedClock, untraced
+from tests.harness import Client, Service, TurnedClock, running_service, untraced
 from tests.operate.certificates import Authority
 from tests.wire.helpers import make_workspace
 
@@ -37,11 +37,13 @@ class House:
     """An Envoy, the service that it asks, and what is behind it.
 
     Its listener `customers` is that of the file to copy, `plain` one with nothing but this service before plain HTTP,
-    and `alone` the same, but that it finds nobody to ask. On the port `nobody`, nobody listens.
+    `alone` the same, but that it finds nobody to ask, and `proxied` one behind a proxy that it trusts, asking a service
+    that trusts it too. On the port `nobody`, nobody listens.
     """
 
     envoy: Envoy
     service: Service
+    proxied: Service
     device_api: Upstream
     http: Upstream
     nobody: int
@@ -64,6 +66,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with ExitStack() as stack:
         stack.enter_context(untraced(with_threads=False))
         service = stack.enter_context(_service(folder))
+        proxied = stack.enter_context(
+            running_service(tmp_path_factory.mktemp("proxied"), envoy=True, envoy_xff_num_trusted_hops=1)
+        )
         device_api = stack.enter_context(running_device_api())
         http = stack.enter_context(running_http_upstream())
         nobody = stack.enter_context(socket.socket())
@@ -74,10 +79,16 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         _describe_api(folder / "devices.pb")
         by_certificate, by_key = (int(address.rpartition(":")[2]) for address in reversed(service.app.addresses))
         port = nobody.getsockname()[1]
-        key = {"TEXTURE_AUTH_CALLER_KEY": created.caller_key}
-        config, more = ready(device_api.port, by_certificate), _more(http.port, by_key, port)
-        envoy = stack.enter_context(running_envoy(folder, config, more, **key))
-        yield House(envoy, service, device_api, http, port)
+        keys = {"TEXTURE_AUTH_CALLER_KEY": created.caller_key, "PROXIED_CALLER_KEY": proxied.operator_key}
+        clusters = [
+            _cluster("http", http.port),
+            _cluster("by_key", by_key, {**_HTTP_2, **_TLS}),
+            _cluster("proxied", int(proxied.address.rpartition(":")[2]), _HTTP_2),
+            _cluster("nobody", port, _HTTP_2),
+        ]
+        more = {"static_resources": {"listeners": _listeners(), "clusters": clusters}}
+        envoy = stack.enter_context(running_envoy(folder, ready(device_api.port, by_certificate), more, **keys))
+        yield House(envoy, service, proxied, device_api, http, port)
 
 
 @contextmanager
@@ -130,14 +141,19 @@ def _describe_api(into: Path) -> None:
     subprocess.run([*command, f"--descriptor_set_out={into}", str(proto)], check=True)
 
 
-def _more(http: int, by_key: int, nobody: int) -> Mapping[str, Any]:
+def _listeners() -> list[Mapping[str, Any]]:
     """Return listeners with as little as can be before plain HTTP, which ask by a svc key."""
-    listeners = [_listener("plain", "by_key"), _listener("alone", "nobody")]
-    clusters = [_cluster("http", http), _cluster("by_key", by_key, tls=True), _cluster("nobody", nobody, grpc=True)]
-    return {"static_resources": {"listeners": listeners, "clusters": clusters}}
+    trusting = {"use_remote_address": True, "xff_num_trusted_hops": 1}
+    return [
+        _listener("plain", "by_key"),
+        _listener("alone", "nobody"),
+        _listener("proxied", "proxied", "PROXIED_CALLER_KEY", **trusting),
+    ]
 
 
-def _listener(name: str, authorizer: str) -> Mapping[str, Any]:
+def _listener(
+    name: str, authorizer: str, key_from: str = "TEXTURE_AUTH_CALLER_KEY", **settings: Any
+) -> Mapping[str, Any]:
     needs = {"command": ("devices:command", "/command/{device_id}"), "list": ("devices:list", ""), "typo": ("x", "")}
     routes = [
         _route({"prefix": f"/{prefix}"}, {"texture-permission": permission, "texture-device-path": path})
@@ -146,7 +162,7 @@ def _listener(name: str, authorizer: str) -> Mapping[str, Any]:
     routes.append(_route({"prefix": "/open"}, {"texture-permission": "public"}))
     metadata = {"filter_metadata": {"texture.auth": {"permission": "devices:read", "device-path": "/m/{device_id}"}}}
     routes += [{**_route({"prefix": "/m"}, {}), "metadata": metadata}, _route({"prefix": "/"}, {})]
-    key = {"key": "authorization", "value": "Bearer %ENVIRONMENT(TEXTURE_AUTH_CALLER_KEY)%"}
+    key = {"key": "authorization", "value": f"Bearer %ENVIRONMENT({key_from})%"}
     ask = {
         "@type": f"{_TYPES}.filters.http.ext_authz.v3.ExtAuthz",
         "transport_api_version": "V3",
@@ -158,6 +174,7 @@ def _listener(name: str, authorizer: str) -> Mapping[str, Any]:
     manager = {
         "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": name,
+        **settings,
         "http_filters": [
             {"name": "envoy.filters.http.ext_authz", "typed_config": ask},
             {"name": "envoy.filters.http.router", "typed_config": router},
@@ -179,33 +196,30 @@ def _route(match: Mapping[str, str], extensions: Mapping[str, str]) -> Mapping[s
     return route
 
 
-def _cluster(name: str, port: int, *, tls: bool = False, grpc: bool = False) -> Mapping[str, Any]:
-    cluster: dict[str, Any] = {
-        "name": name,
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(port)}}]}],
+_HTTP_2 = {
+    "typed_extension_protocol_options": {
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": f"{_TYPES}.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }
+    }
+}
+_TLS = {
+    "transport_socket": {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": f"{_TYPES}.transport_sockets.tls.v3.UpstreamTlsContext",
+            "sni": "localhost",
+            "common_tls_context": {"validation_context": {"trusted_ca": {"filename": "tls/ca.pem"}}},
         },
     }
-    if tls or grpc:
-        options = f"{_TYPES}.upstreams.http.v3.HttpProtocolOptions"
-        cluster["typed_extension_protocol_options"] = {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": options,
-                "explicit_http_config": {"http2_protocol_options": {}},
-            }
-        }
-    if tls:
-        context = {"validation_context": {"trusted_ca": {"filename": "tls/ca.pem"}}}
-        cluster["transport_socket"] = {
-            "name": "envoy.transport_sockets.tls",
-            "typed_config": {
-                "@type": f"{_TYPES}.transport_sockets.tls.v3.UpstreamTlsContext",
-                "sni": "localhost",
-                "common_tls_context": context,
-            },
-        }
-    return cluster
+}
+
+
+def _cluster(name: str, port: int, settings: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    endpoint = {"endpoint": {"address": _address(port)}}
+    endpoints = {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]}
+    return {"name": name, "load_assignment": endpoints, **(settings or {})}
 
 
 def _address(port: int) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from tests.wire.helpers import (
     make_connect_key,
     make_key,
     make_scoped_key,
+    make_workspace,
     register,
     revoke,
 )
@@ -157,6 +158,22 @@ def test_the_client_is_who_is_connected_whatever_it_says(house: House) -> None:
         assert house.envoy.ask(listener, "GET", path, [*with_key(here), forged]).status == 200
         denied = house.envoy.ask(listener, "GET", path, [*with_key(elsewhere), forged])
         assert told(denied) == (403, "ADDRESS_NOT_PERMITTED")
+
+
+def test_behind_a_trusted_proxy_the_client_is_whom_that_proxy_names(house: House) -> None:
+    make_workspace(house.proxied)
+    key = with_key(make_key(house.proxied, allowed_cidrs=["203.0.113.0/24"]).api_key)
+    named = {
+        "203.0.113.7": 200,
+        "198.51.100.1, 203.0.113.7": 200,
+        "203.0.113.7, 198.51.100.1": 403,
+        "203.0.113.7, unknown": 403,
+    }
+
+    found = {who: house.envoy.ask("proxied", "GET", "/list", [*key, ("X-Forwarded-For", who)]).status for who in named}
+
+    assert found == named
+    assert told(house.envoy.ask("proxied", "GET", "/list", key)) == (403, "ADDRESS_NOT_PERMITTED")
 
 
 def test_a_route_may_say_itself_what_it_needs(house: House, server_key: str) -> None:

@@ -15,13 +15,16 @@ from envoy.service.auth.v3 import attribute_context_pb2, external_auth_pb2
 from envoy.service.auth.v3.external_auth_pb2_grpc import AuthorizationStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from hypothesis import given
+from hypothesis import strategies as st
+from texture.auth.v1 import authorize_service_pb2 as pb
 from texture.auth.v1 import caller_service_pb2
 from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER
 
 from server.app import App, StartRefused
 from server.domain.routes import Routes
 from server.settings import Settings, SettingsInvalid, load
-from server.wire.checks import Reader, headers_of
+from server.wire.checks import Asked, Reader, allowed, headers_of
 from tests.harness import Service, refused, running_service
 from tests.wire.helpers import make_key, make_workspace, register
 
@@ -89,6 +92,28 @@ def test_what_is_answered_says_what_envoy_is_to_do(asked: Service) -> None:
         answer.ok_response.headers_to_remove
     )
     assert not headers.keys() & set(answer.ok_response.headers_to_remove)
+
+
+NAMES = st.lists(st.sampled_from([*"-_xX", "x-texture-", "X_TEXTURE_", "key-id", "Key_Id", "texture-api-key", "a"]))
+GIVEN = pb.AuthorizeResponse(decision=pb.DECISION_ALLOW, key=pb.AuthorizedKey(key_id="ours", workspace_id="ours"))
+
+
+@given(st.lists(NAMES.map("".join).filter(bool), max_size=5), st.sampled_from([None, GIVEN]))
+def test_whatever_a_client_sends_only_words_of_this_service_say_who_asks(
+    names: list[str], answer: pb.AuthorizeResponse | None
+) -> None:
+    request = attribute_context_pb2.AttributeContext.HttpRequest()
+    request.headers.update({name.lower(): "forged" for name in names})
+
+    response = allowed(headers_of(request), Asked(None, ""), answer).ok_response
+
+    # As Envoy does it: what is set replaces what is there by the same name, and what is removed is gone.
+    arrived = dict(request.headers) | {one.header.key: one.header.value for one in response.headers}
+    for name in response.headers_to_remove:
+        arrived.pop(name, None)
+    told = {value for name, value in arrived.items() if name.replace("_", "-").startswith("x-texture-")}
+    assert told == (set() if answer is None else {"ours"})
+    assert not any(name.replace("_", "-") == "texture-api-key" for name in arrived)
 
 
 def test_headers_that_envoy_sends_raw_are_read_as_well(asked: Service) -> None:
