@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import grpc
 from envoy.config.core.v3 import base_pb2
@@ -165,12 +166,12 @@ def allowed(
     """Return the yes to a request: without the key, and with what `answer` says of who asks, whatever came along."""
     given = {} if answer is None else _identity(asked, answer)
     forged = [name for name in headers if _means_identity(name) and name not in _NEVER]
-    return external_auth_pb2.CheckResponse(
-        status=status_pb2.Status(),
-        ok_response=external_auth_pb2.OkHttpResponse(
-            headers=_set(given), headers_to_remove=[name for name in (*_NEVER, *forged) if name not in given]
-        ),
-    )
+    response = external_auth_pb2.CheckResponse()
+    response.status.SetInParent()
+    ok = response.ok_response
+    _set(given, ok.headers)
+    ok.headers_to_remove.extend([name for name in (*_NEVER, *forged) if name not in given])
+    return response
 
 
 def denied(headers: Mapping[str, str], answer: pb.AuthorizeResponse) -> external_auth_pb2.CheckResponse:
@@ -179,7 +180,7 @@ def denied(headers: Mapping[str, str], answer: pb.AuthorizeResponse) -> external
     outcome = OUTCOMES[reason]
     message = outcome.explanation
     if answer.missing_permission:
-        message = f"{message} It is {answer.missing_permission}."
+        message = f"{message.removesuffix('.')}: {answer.missing_permission}."
     unasked = Unasked(reason.name, answer.http_status_code, grpc.StatusCode[outcome.grpc_code], message)
     return denied_unasked(headers, unasked, answer.decision_id)
 
@@ -195,12 +196,11 @@ def denied_unasked(headers: Mapping[str, str], why: Unasked, decision_id: str = 
     else:
         told["content-type"] = "application/json"
         body = json.dumps({"code": why.code, "message": why.message})
-    return external_auth_pb2.CheckResponse(
-        status=status_pb2.Status(code=code, message=why.code),
-        denied_response=external_auth_pb2.DeniedHttpResponse(
-            status={"code": why.http_status_code}, headers=_set(told), body=body
-        ),
-    )
+    response = external_auth_pb2.CheckResponse(status=status_pb2.Status(code=code, message=why.code))
+    no = response.denied_response
+    no.status.code, no.body = why.http_status_code, body
+    _set(told, no.headers)
+    return response
 
 
 def is_grpc(content_type: str) -> bool:
@@ -229,10 +229,13 @@ def _means_identity(name: str) -> bool:
     return spelt == API_KEY or spelt.startswith(IDENTITY)
 
 
-def _set(headers: Mapping[str, str]) -> Iterable[base_pb2.HeaderValueOption]:
+def _set(headers: Mapping[str, str], into: Any) -> None:
+    """Add headers to a field of Envoy's, which replace what is there."""
+    # Field by field: to make messages for each and put them in takes twice as long.
     for name, value in headers.items():
-        header = base_pb2.HeaderValue(key=name, value=value)
-        yield base_pb2.HeaderValueOption(header=header, append_action=_OVERWRITE)
+        option = into.add()
+        option.append_action = _OVERWRITE
+        option.header.key, option.header.value = name, value
 
 
 def _details(code: int, why: Unasked) -> str:

@@ -342,7 +342,7 @@ def test_a_client_of_grpc_is_told_no_in_its_own_way(
         "none": (grpc.StatusCode.UNAUTHENTICATED, "No key was presented.", "KEY_MISSING"),
         "narrow": (
             grpc.StatusCode.PERMISSION_DENIED,
-            "The key does not hold the permission. It is devices:list.",
+            "The key does not hold the permission: devices:list.",
             "PERMISSION_NOT_GRANTED",
         ),
         "device": (grpc.StatusCode.UNIMPLEMENTED, "There is nothing under this path.", "ROUTE_UNKNOWN"),
