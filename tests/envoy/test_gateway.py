@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -387,6 +388,19 @@ def test_the_file_to_copy_lets_nobody_through_without_an_answer(house: House, se
     assert isinstance(caught.value, grpc.Call)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert len(house.device_api.came) == before
+
+
+def test_of_several_servers_another_one_is_asked_where_one_is_gone(house: House, server_key: str) -> None:
+    config = house.ready(int(house.service.app.addresses[1].rpartition(":")[2]))
+    (there,) = [line for line in config.splitlines() if "endpoint:" in line and str(house.device_api.port) not in line]
+    gone = re.sub(r"(?<=port_value: )\d+", str(house.nobody), there)
+    # By its health, the one that is gone would not be asked at all, once that is known.
+    config = re.sub(r" +health_checks:\n(.*\n)+?(?= +transport_socket:)", "", config.replace(there, f"{there}\n{gone}"))
+
+    with running_envoy(house.service.folder, config, name="several") as envoy:
+        statuses = [envoy.ask("customers", "GET", "/v1/devices", with_key(server_key)).status for _ in range(4)]
+
+    assert statuses == [200] * 4
 
 
 def test_where_envoy_was_told_to_let_all_through_neither_key_nor_forged_words_go_with_it(
