@@ -18,6 +18,7 @@ from server.domain.errors import ErrorReason, Refusal
 from server.domain.kinds import Role
 from server.domain.lifecycle import Rotation
 from server.domain.peppers import Peppers
+from server.domain.routes import Routes
 from server.metrics.exposition import CannotListen
 from server.metrics.process import ProcessMetrics
 from server.outbound import Outbound
@@ -49,7 +50,7 @@ from server.store.peewee_store import Engine, PeeweeStore
 from server.store.postgres import PostgresEngine
 from server.store.sqlite import SqliteEngine
 from server.wire.limits import Limits
-from server.wire.server import GrpcServer
+from server.wire.server import Gateway, GrpcServer
 from server.wire.tls import CertificateFiles, CertificateInvalid, ReloadingCredentials
 from server.worker import worker_number
 
@@ -184,6 +185,7 @@ class App:
         """
         self._settings = settings
         self._listeners = load_listeners(settings)
+        gateways = load_gateways(settings)
         self.addresses: tuple[str, ...] = ()
         self.metrics_address: str | None = None
         peppers = load_peppers(settings)
@@ -218,6 +220,7 @@ class App:
             open_reflection=settings.development,
             log_allow_sample=settings.log_allow_sample_or_default,
             webhook_private_hosts=outbound.private_hosts,
+            gateways=gateways,
         )
         chores = _chores(settings, self._resources, self._rehashing)
         self._housekeeper = Housekeeper(chores, telemetry=self._metrics.telemetry)
@@ -328,6 +331,36 @@ def _outbound(settings: Settings) -> Outbound:
         return Outbound(settings.webhook_private_host_names, settings.webhook_ca)
     except OSError as error:
         raise StartRefused(f"{PREFIX}WEBHOOK_CA: cannot be used: {error.strerror or 'it is not PEM'}") from None
+
+
+def load_gateways(settings: Settings) -> list[Gateway]:
+    """Return what answers gateways in words of their own. Raises StartRefused."""
+    if not settings.envoy:
+        return []
+    try:
+        # Here alone, since it takes a package that most installations do without.
+        from server.wire.checks import Reader  # noqa: PLC0415
+        from server.wire.servicers import envoy  # noqa: PLC0415
+    except ImportError as error:
+        raise StartRefused(
+            f"{PREFIX}ENVOY: needs the extra 'envoy', as in pip install 'texture-auth[envoy]' ({error})"
+        ) from None
+    reader = Reader(_envoy_routes(settings.envoy_routes), settings.envoy_xff_num_trusted_hops)
+    return [Gateway(envoy.SERVICE, partial(envoy.add_to_server, reader))]
+
+
+def _envoy_routes(path: Path | None) -> Routes:
+    if path is None:
+        return Routes()
+    try:
+        return Routes.parse(path.read_text("utf-8"))
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        reason = "cannot be read: it is not text"
+    except ValueError as error:
+        reason = str(error)
+    raise StartRefused(f"{PREFIX}ENVOY_ROUTES: {reason}")
 
 
 def _chores(settings: Settings, resources: Resources, rehashing: Rehashing) -> list[Chore]:

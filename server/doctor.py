@@ -88,6 +88,8 @@ def examine(
     yield from _tls(settings, clock())
     if settings.metrics_listen is not None:
         yield _metrics(settings.metrics_listen)
+    if settings.envoy:
+        yield _envoy(settings)
 
 
 def _unknown_variables(environment: Mapping[str, str], client_variables: Collection[str]) -> Iterator[Finding]:
@@ -330,6 +332,16 @@ def _metrics(listen: str) -> Finding:
         f"served on {listen}, in plain text and to whoever asks",
         "see that only Prometheus reaches it: they hold no key, but tell how much is asked and denied",
     )
+
+
+def _envoy(settings: Settings) -> Finding:
+    try:
+        app.load_gateways(settings)
+    except app.StartRefused as error:
+        return _failure("envoy", str(error), "install what is missing, or correct the file")
+    if settings.envoy_routes is None:
+        return _ok("envoy", "answered; without a file of routes, those of Envoy say what they need, or are denied")
+    return _ok("envoy", f"answered, with the routes of {settings.envoy_routes}")
 
 
 def _chain(chain: Sequence[x509.Certificate], now: datetime) -> Iterator[Finding]:

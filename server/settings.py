@@ -145,6 +145,23 @@ class Settings(BaseSettings):
         le=36_500,
         description="Forget what keys were used for once that is longer ago than so many days.",
     )
+    envoy: bool = Field(
+        default=False,
+        description="Answer Envoy's external authorization, envoy.service.auth.v3.Authorization/Check, too. Needs the "
+        "extra 'envoy'.",
+    )
+    envoy_routes: Path | None = Field(
+        default=None,
+        description="A file with what requests that come by Envoy need, 'METHOD PATH PERMISSION' a line; for routes of "
+        "Envoy that do not say so themselves. Whatever it does not name is denied.",
+    )
+    envoy_xff_num_trusted_hops: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="How many proxies before Envoy are trusted to say in x-forwarded-for whose request it is, as Envoy "
+        "itself is told; 0 is nobody: the client is who is connected to Envoy.",
+    )
     log_format: Literal["json", "console"] | None = Field(
         default=None, description="json, or console for people; the default is console in development."
     )
@@ -192,6 +209,8 @@ class Settings(BaseSettings):
             raise ValueError("TLS_CLIENT_CA: needs TLS_CERTIFICATE")
         if self.tls_client_listen is not None and self.tls_client_ca is None:
             raise ValueError("TLS_CLIENT_LISTEN: needs TLS_CLIENT_CA")
+        if self.envoy_routes is not None and not self.envoy:
+            raise ValueError("ENVOY_ROUTES: needs ENVOY")
         if self.development:
             if not is_loopback(self.listen):
                 raise ValueError("LISTEN: must be a loopback address in development")

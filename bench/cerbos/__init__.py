@@ -38,12 +38,12 @@ _START_SECONDS = 30
 def running() -> Iterator[processes.Running]:
     """Run Cerbos on the server's core until the block ends. Raises Missing."""
     program = tools.cerbos()
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory(prefix="bench-cerbos-") as folder:
         settings = {
             "server": {
                 "grpcListenAddr": address,
-                "httpListenAddr": f"127.0.0.1:{_free_port()}",
+                "httpListenAddr": f"127.0.0.1:{free_port()}",
                 "requestLimits": {"maxActionsPerResource": 50, "maxResourcesPerRequest": MOST_RESOURCES},
             },
             "storage": {"driver": "disk", "disk": {"directory": str(_HERE / "policies"), "watchForChanges": False}},
@@ -106,7 +106,8 @@ def _message(name: str) -> Any:
     return message_factory.GetMessageClass(described)()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port on loopback that nobody had a moment ago, for servers that cannot say which one they took."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port: int = listener.getsockname()[1]
         return port

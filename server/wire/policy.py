@@ -83,6 +83,9 @@ _BY_SERVICE = {
         "ListChainHeads": _OPERATOR,
         "VerifyChain": _OPERATOR,
     },
+    "envoy.service.auth.v3.Authorization": {
+        "Check": _AUTHORIZER,
+    },
     "grpc.reflection.v1alpha.ServerReflection": {
         "ServerReflectionInfo": _OPERATOR,
     },
@@ -95,7 +98,11 @@ OPEN = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List",
 
 REFLECTION = frozenset({"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"})
 
+# What gateways ask in words of their own.
+GATEWAYS = frozenset({"/envoy.service.auth.v3.Authorization/Check"})
+
 # What is decided from memory, and waits for nobody else's changes.
-DECISIONS = frozenset(
-    {"/texture.auth.v1.AuthorizeService/Authorize", "/texture.auth.v1.AuthorizeService/BatchAuthorize"}
-)
+DECISIONS = GATEWAYS | {
+    "/texture.auth.v1.AuthorizeService/Authorize",
+    "/texture.auth.v1.AuthorizeService/BatchAuthorize",
+}

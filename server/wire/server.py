@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import grpc
@@ -87,6 +88,14 @@ WATCHERS = 64
 SIDE_THREADS = 4
 
 
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A service that gateways ask in words of their own: its name, and what has a server answer by AuthorizeService."""
+
+    service: str
+    add_to_server: Callable[[authorize.AuthorizeServicer, grpc.Server], None]
+
+
 class AddressTaken(Exception):  # noqa: N818 - it names a state
     """The address cannot be listened on."""
 
@@ -105,9 +114,11 @@ class GrpcServer:
         open_reflection: bool,
         log_allow_sample: float,
         webhook_private_hosts: Collection[str] = (),
+        gateways: Sequence[Gateway] = (),
     ) -> None:
         callers = CallerService(resources, rehashing)
-        self._health = HealthMonitor(resources.store.ping, SERVICES)
+        services = (*SERVICES, *(gateway.service for gateway in gateways))
+        self._health = HealthMonitor(resources.store.ping, services)
         self._decisions = Desk("decisions", threads=limits.deciding_threads, queue=limits.queue, aside=limits.aside)
         self._others = Desk("others", threads=limits.threads, queue=limits.queue, aside=limits.aside)
         self._side_pool = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")
@@ -130,14 +141,14 @@ class GrpcServer:
         self._server = grpc.server(self._others.lane(""), interceptors=[Gate(house)], options=limits.options)
         clock = resources.clock
         next_id = DecisionIds()
-        authorize.add_to_server(
-            authorize.AuthorizeServicer(
-                AuthorizationService(resources, exposures, rehashing, next_id),
-                Repeats(resources.cache, clock, next_id, resources.telemetry),
-                usage.counter,
-            ),
-            self._server,
+        authorizer = authorize.AuthorizeServicer(
+            AuthorizationService(resources, exposures, rehashing, next_id),
+            Repeats(resources.cache, clock, next_id, resources.telemetry),
+            usage.counter,
         )
+        authorize.add_to_server(authorizer, self._server)
+        for gateway in gateways:
+            gateway.add_to_server(authorizer, self._server)
         key_service_pb2_grpc.add_KeyServiceServicer_to_server(
             KeyServicer(
                 KeyService(resources),
@@ -171,7 +182,7 @@ class GrpcServer:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection((*SERVICES, health_name, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection((*services, health_name, reflection.SERVICE_NAME), self._server)
 
     def listen(self, address: str, credentials: ReloadingCredentials | None) -> int:
         """Listen on an address, in plain text without credentials, and return the port. Raises AddressTaken."""

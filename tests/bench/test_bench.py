@@ -16,7 +16,7 @@ from bench import __main__ as command
 from bench import load, machine, processes
 from bench.report import Row, markdown
 from bench.rounds import interleaved, spread
-from bench.rows import ROWS, batch, counting, revoke, unary
+from bench.rows import ROWS, batch, counting, envoy, revoke, unary
 from bench.scale import SMOKE
 from bench.workshop import Workshop
 
@@ -52,6 +52,13 @@ def test_a_thousand_questions_a_call_are_all_answered_as_they_must_be(workshop: 
 def test_a_server_that_counts_uses_is_compared_with_one_that_does_not(workshop: Workshop) -> None:
     rows = counting.rows(workshop)
     assert [row.name for row in rows] == ["12", "12"]
+    assert all(row.found is not None and row.found.middle > 0 for row in rows)
+
+
+@needs_go
+def test_requests_through_envoy_are_compared_with_those_that_nobody_asks_about(workshop: Workshop) -> None:
+    rows = envoy.rows(workshop)
+    assert [row.name for row in rows] == ["15", "15"]
     assert all(row.found is not None and row.found.middle > 0 for row in rows)
 
 

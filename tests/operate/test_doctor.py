@@ -184,6 +184,21 @@ class TestMetrics:
         assert texts(look(), "metrics") == []
 
 
+class TestEnvoy:
+    def test_a_file_of_routes_is_read(self, look: Look, tmp_path: Path) -> None:
+        routes = tmp_path / "routes.txt"
+        routes.write_text("GET /v1/devices devices:list\n")
+        assert texts(look(envoy=True, envoy_routes=routes), "envoy") == [f"answered, with the routes of {routes}"]
+        routes.write_text("GET /v1/devices devices:lost\n")
+        found = look(envoy=True, envoy_routes=routes)
+        assert only(found)[:2] == ("envoy", "failure")
+        assert "TEXTURE_AUTH_ENVOY_ROUTES: line 1: the permission must be" in str(found)
+
+    def test_without_one_it_is_said_what_that_means(self, look: Look) -> None:
+        assert "or are denied" in texts(look(envoy=True), "envoy")[0]
+        assert texts(look(), "envoy") == []
+
+
 class TestSqlite:
     def test_a_missing_file_is_a_failure_and_is_not_made(self, look: Look, prepared: Path) -> None:
         found = look(database=f"sqlite:{prepared / 'other' / 'auth.db'}")

@@ -56,7 +56,7 @@ def list_workspaces(client: Client) -> workspace_service_pb2.ListWorkspacesRespo
 @pytest.fixture(scope="module")
 def one_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A server for tests that leave no trace that another could stumble over."""
-    with running_service(tmp_path_factory.mktemp("gate")) as service:
+    with running_service(tmp_path_factory.mktemp("gate"), envoy=True) as service:
         make_workspace(service)
         yield service
 
@@ -225,6 +225,7 @@ def test_a_caller_with_one_role_may_call_exactly_the_rpcs_of_that_role(
 # What each service's comment in the protos says of its roles, written out once more.
 PROMISED = {
     "AuthorizeService": {"authorizer", "operator"},
+    "envoy.service.auth.v3.Authorization": {"authorizer", "operator"},
     "KeyService": {"key-admin", "operator"},
     "ConnectService": {"connect", "operator"},
     "DeviceService": {"devices", "operator"},
