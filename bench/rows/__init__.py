@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.report import Row
-from bench.rows import batch, caching, counting, envoy, misses, revoke, unary, workers
+from bench.rows import batch, caching, client, counting, envoy, misses, revoke, unary, workers
 from bench.workshop import Workshop
 
 ROWS: dict[str, Callable[[Workshop], list[Row]]] = {
@@ -20,4 +20,5 @@ ROWS: dict[str, Callable[[Workshop], list[Row]]] = {
     "faults": revoke.fault_rows,
     "counting": counting.rows,
     "envoy": envoy.rows,
+    "client": client.rows,
 }
