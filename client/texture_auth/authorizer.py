@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import grpc
-from texture.auth.v1.authorize_service_pb2_grpc import AuthorizeServiceStub
 
-from texture_auth.answers import decision_of, decision_of_error, request_of
+from texture_auth.asking import Call, Steps
+from texture_auth.base import DEFAULT_TIMEOUT, AuthorizerBase
+from texture_auth.connection import Connection
 from texture_auth.decision import Context, Decision, Question
 
-DEFAULT_TIMEOUT = 1.0
+__all__ = ["DEFAULT_TIMEOUT", "Authorizer", "Authorizes"]
+
+_T = TypeVar("_T")
 
 
 class Authorizes(Protocol):
@@ -33,17 +36,11 @@ class Authorizes(Protocol):
     def authorize_many(
         self, questions: Sequence[Question], *, timeout: float | None = None, at_least_revision: str = ""
     ) -> list[Decision]:
-        """Answer up to 1,000 questions from one snapshot, in order."""
+        """Answer up to 1,000 questions from one snapshot, in order. Raises ValueError for more."""
 
 
-class Authorizer:
-    """Asks the service, and fails closed."""
-
-    def __init__(self, target: str, *, caller_key: str = "", timeout: float = DEFAULT_TIMEOUT) -> None:
-        self._channel = grpc.insecure_channel(target)
-        self._stub = AuthorizeServiceStub(self._channel)
-        self._metadata = (("authorization", f"Bearer {caller_key}"),)
-        self._timeout = timeout
+class Authorizer(AuthorizerBase[grpc.Channel]):
+    """Asks the service, and fails closed. One serves a whole process: any number of threads may ask it."""
 
     def authorize(
         self,
@@ -55,33 +52,47 @@ class Authorizer:
         timeout: float | None = None,
         at_least_revision: str = "",
     ) -> Decision:
-        """Answer one question: may the holder of `api_key` exercise `permission` on `device_id`?"""
-        request = request_of(api_key, permission, device_id, context, at_least_revision)
-        try:
-            answer = self._stub.Authorize(request, timeout=timeout or self._timeout, metadata=self._metadata)
-        except grpc.RpcError as error:
-            return decision_of_error(error)
-        return decision_of(answer)
+        """Answer one question: may the holder of `api_key` exercise `permission` on `device_id`?
+
+        Whatever the service or the network does is a Decision, and any but ALLOWED is a no. `timeout` is in seconds:
+        the answer takes no longer than that, than what is left of the surrounding `deadline`, or than the authorizer's
+        own. `at_least_revision` is a revision that this answer alone must reflect.
+        """
+        return self._run(self._asking.one(api_key, permission, device_id, context, timeout, at_least_revision))
 
     def authorize_many(
         self, questions: Sequence[Question], *, timeout: float | None = None, at_least_revision: str = ""
     ) -> list[Decision]:
-        """Answer many questions."""
-        return [
-            self.authorize(
-                question.api_key,
-                question.permission,
-                question.device_id,
-                question.context,
-                timeout=timeout,
-                at_least_revision=at_least_revision,
-            )
-            for question in questions
-        ]
+        """Answer up to 1,000 questions from one snapshot, in order. Raises ValueError for more.
+
+        One that is wrong is UNANSWERED and spoils no other. An error of the call is all of theirs.
+        """
+        return self._run(self._asking.many(questions, timeout, at_least_revision))
 
     def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
+        """Close the connections. What is asked from now on is unanswered."""
+        for channel in self._shut():
+            channel.close()
+
+    def _run(self, steps: Steps[_T]) -> _T:
+        try:
+            call = next(steps)
+            while True:
+                call = steps.send(self._reply(call))
+        except StopIteration as done:
+            result: _T = done.value
+            return result
+
+    def _reply(self, call: Call) -> Any:
+        try:
+            stub = self._stub()
+            method = stub.BatchAuthorize if call.batch else stub.Authorize
+            return method(call.request, timeout=call.seconds, metadata=call.metadata)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
+            return error
+
+    def _new_channel(self, connection: Connection) -> grpc.Channel:
+        return connection.open()
 
     def __enter__(self) -> Self:
         return self
