@@ -17,7 +17,7 @@ STUBS ?= generated/python
 # Each process that a test starts would compile the server anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup run demo tools test soak bench check check-types check-style check-protos check-schema release-image format proto proto-drift lock clean
+.PHONY: help setup run demo example tools test soak bench check check-types check-style check-protos check-schema release-image format proto proto-drift lock clean
 
 help: ## what the targets do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ run: setup ## start the development server on SQLite under var/
 
 demo: setup ## play the whole story against a server of its own
 	@$(BIN)/python -m tests.demo
+
+example: setup ## run the example service of client/examples beside a server, and call it as its customers would
+	@$(BIN)/python -m tests.example
 
 tools: setup ## make grpcurl for the tests: by Go, where Go is
 	@.ci/tools $(VENV)

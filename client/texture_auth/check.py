@@ -22,6 +22,7 @@ from texture.auth.v1 import authorize_service_pb2 as pb
 from texture.auth.v1.authorize_service_pb2_grpc import AuthorizeServiceStub
 
 from texture_auth import reach
+from texture_auth.credentials import CallerKey
 from texture_auth.finding import Finding, Level, failure, ok, warning
 from texture_auth.reach import Place
 
@@ -37,7 +38,6 @@ DEFAULT_DEADLINE = 1.0
 # Well-formed, its checksum right. That anybody was ever given it is as likely as guessing a key.
 _NOBODYS_KEY = f"txk_srv_{'0' * 16}_{'0' * 32}07Blcc"
 _SERVICE = "texture.auth.v1.AuthorizeService"
-_CREDENTIAL = re.compile(r"[\x21-\x7e]+")
 _PUBLIC_ID = re.compile(r"txk_svc_([0-9A-Za-z]{16})_")
 # After so many questions without an answer in time there is no need to ask more.
 _ENOUGH_LATE = 3
@@ -95,8 +95,10 @@ def read_caller_key(environment: Mapping[str, str], file: Path | None) -> str:
             why = getattr(error, "strerror", "it is not text")
             raise CredentialInvalid(f"--caller-key-file: {file}: {why}") from None
     key = key.strip()
-    if key and _CREDENTIAL.fullmatch(key) is None:
-        raise CredentialInvalid("the caller's key is not a svc key")
+    try:
+        CallerKey(lambda: key).metadata()
+    except ValueError as error:
+        raise CredentialInvalid(str(error)) from None
     return key
 
 
@@ -233,7 +235,7 @@ def _time(subject: Subject, channel: grpc.Channel) -> Iterator[Finding]:
 
 
 def _ask(subject: Subject, channel: grpc.Channel, timeout: float) -> pb.AuthorizeResponse:
-    metadata = (("authorization", f"Bearer {subject.caller_key}"),) if subject.caller_key else ()
+    metadata = CallerKey(lambda: subject.caller_key).metadata()
     request = pb.AuthorizeRequest(api_key=_NOBODYS_KEY, permission="devices:list")
     return AuthorizeServiceStub(channel).Authorize(request, timeout=timeout, metadata=metadata)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import ssl
@@ -16,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from texture_auth.connection import is_loopback
 from texture_auth.finding import Finding, Level, failure, ok, warning
 
 # A certificate is renewed in time when this share of its life is left.
@@ -26,6 +26,8 @@ _FRAME_HEADER_BYTES = 9
 _FRAME_TYPE = 3
 _SETTINGS = 4
 _HIGHEST_PORT = 65535
+# With which a target of gRPC's begins that is resolved as a plain one is.
+_BY_DNS = "dns:///"
 
 # Of OpenSSL, whose names Python does not have.
 _NOT_YET_VALID, _EXPIRED, _WRONG_NAMES = 9, 10, frozenset({62, 64})
@@ -40,7 +42,7 @@ class Place:
     """Where the service is, and how a connection to it is protected."""
 
     address: str
-    """HOST:PORT."""
+    """HOST:PORT, or `dns:///HOST:PORT`."""
     tls_ca: Path | None = None
     """Trust this authority (PEM) and no other; otherwise those that gRPC trusts."""
     tls_certificate: Path | None = None
@@ -61,21 +63,17 @@ class Place:
     @property
     def on_loopback(self) -> bool:
         """Whether the address is of this machine, by its looks."""
-        host = self.host
-        try:
-            return host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.address)
 
     @property
     def host(self) -> str:
         """The name or the address, without the port."""
-        return self.address.rpartition(":")[0].strip("[]")
+        return self.address.removeprefix(_BY_DNS).rpartition(":")[0].strip("[]")
 
     @property
     def port(self) -> int | None:
         """The port; None where there is none that could be."""
-        host, _, port = self.address.rpartition(":")
+        host, _, port = self.address.removeprefix(_BY_DNS).rpartition(":")
         return int(port) if host and port.isdecimal() and int(port) <= _HIGHEST_PORT else None
 
     def channel(self) -> grpc.Channel:
