@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.report import Row
-from bench.rows import batch, caching, counting, misses, revoke, unary, workers
+from bench.rows import batch, caching, client, counting, misses, revoke, unary, workers
 from bench.workshop import Workshop
 
 ROWS: dict[str, Callable[[Workshop], list[Row]]] = {
@@ -19,4 +19,5 @@ ROWS: dict[str, Callable[[Workshop], list[Row]]] = {
     "revoke": revoke.rows,
     "faults": revoke.fault_rows,
     "counting": counting.rows,
+    "client": client.rows,
 }

@@ -114,7 +114,8 @@ def is_loopback(address: str) -> bool:
     if scheme in {"ipv4", "ipv6"}:
         return all(_is_local(each) for each in rest.split(","))
     if scheme == "dns":
-        return _is_local(rest.rpartition("/")[2])
+        # Another resolver than this machine's own may know another localhost.
+        return _is_local(rest.removeprefix("///"))
     return _is_local(address)
 
 

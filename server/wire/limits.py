@@ -20,6 +20,8 @@ HANDSHAKE_SECONDS = 10
 # After so long without a call a connection is closed, and after so long without a sign of life it is asked for one.
 IDLE_SECONDS = 30 * 60
 KEEPALIVE_SECONDS = 60
+# How often callers may do so.
+CALLER_KEEPALIVE_SECONDS = 10
 # A connection is asked to end after so long, and ended after so much longer: longer no certificate counts than that.
 AGE_SECONDS = 60 * 60
 AGE_GRACE_SECONDS = 5 * 60
@@ -67,6 +69,8 @@ class Limits:
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
             ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
             ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
+            # Callers look more often than gRPC admits by default, which would have them go away.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", CALLER_KEEPALIVE_SECONDS * 1000),
             ("grpc.max_connection_age_ms", AGE_SECONDS * 1000),
             ("grpc.max_connection_age_grace_ms", AGE_GRACE_SECONDS * 1000),
             # A second server on the same address must fail to start, not take half of the calls.
