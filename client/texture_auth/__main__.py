@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -28,6 +29,9 @@ _EXIT_CODES = """exit codes: 0 all is well, warnings or not; 1 what answers is n
 
 def main() -> int:
     """Run the command, and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Where there are no ticks, a question mark must do.
+        sys.stdout.reconfigure(errors="replace")
     parser = _parser()
     if any(_SECRET.search(argument) for argument in sys.argv[1:]):
         parser.error(

@@ -161,7 +161,7 @@ def _health(subject: Subject, channel: grpc.Channel) -> Iterator[Finding]:
             text = f"it does not say within {subject.place.timeout:g} s whether it serves"
             yield failure("health", text, "see whether the service hangs")
         else:
-            yield failure("grpc", f"no gRPC is to be had: {refusal.reason}: {refusal.message}", _LOOK_AT_SERVICE)
+            yield failure("grpc", f"there is no gRPC: {refusal.reason}: {refusal.message}", reach.OTHER_PORT)
         return
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     if answer.status == health_pb2.HealthCheckResponse.SERVING:

@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -18,8 +18,9 @@ import grpc
 from texture_auth.connection import is_loopback
 from texture_auth.finding import Finding, Level, failure, ok, warning
 
-# A certificate is renewed in time when this share of its life is left.
+# A certificate should have been renewed when less of its life is left than this share of it, and less than this time.
 _RENEWAL_SHARE = 1 / 3
+_RENEWAL_TIME = timedelta(days=30)
 # With which a client of HTTP/2 begins, and an empty SETTINGS frame. The server's first frame is SETTINGS too.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _FRAME_HEADER_BYTES = 9
@@ -34,7 +35,7 @@ _NOT_YET_VALID, _EXPIRED, _WRONG_NAMES = 9, 10, frozenset({62, 64})
 _NO_CHECK_TIME = 0x200000
 
 _SAY_TLS = "give --tls-ca FILE with the authority of its certificate, or leave out --insecure-plaintext"
-_OTHER_PORT = "see that this is the port of its gRPC, not of its metrics or of something else"
+OTHER_PORT = "see that this is the port of its gRPC, not of its metrics or of something else"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,8 +256,8 @@ def _as_finding(place: Place, spoken: _Spoken) -> Finding:
         text = f"it takes connections, and says nothing within {place.timeout:g} s"
         return failure("grpc", text, "see whether the service hangs; or this is the port of something else")
     if spoken is _Spoken.CLOSED:
-        return failure("grpc", "it takes connections, and closes them at once", _OTHER_PORT)
-    return failure("grpc", "it answers, but not in HTTP/2: this is no gRPC", _OTHER_PORT)
+        return failure("grpc", "it takes connections, and closes them at once", OTHER_PORT)
+    return failure("grpc", "it answers, but not in HTTP/2: this is no gRPC", OTHER_PORT)
 
 
 def _distrusted(place: Place, endpoint: tuple[str, int], error: ssl.SSLCertVerificationError) -> Finding:
@@ -272,7 +273,8 @@ def _distrusted(place: Place, endpoint: tuple[str, int], error: ssl.SSLCertVerif
         return failure("tls", text, "call the service by a name of its certificate, or have it put in")
     which = "that of --tls-ca" if place.tls_ca is not None else "one that gRPC trusts by itself"
     text = f"the certificate's issuer is not trusted ({error.verify_message}): it is not {which}"
-    return failure("tls", text, "give --tls-ca FILE with the authority that issued it")
+    to_do = "give --tls-ca FILE with the authority that issued it: gRPC trusts a list of its own, not this machine's"
+    return failure("tls", text, to_do)
 
 
 def _certificate_despite(place: Place, endpoint: tuple[str, int], *, in_time: bool) -> Mapping[str, Any]:
@@ -305,7 +307,7 @@ def _no_handshake(place: Place, endpoint: tuple[str, int], error: OSError) -> Fi
         )
     if spoken is _Spoken.OTHER:
         return _as_finding(place, spoken)
-    return failure("tls", f"there is no TLS connection: {reason}", _OTHER_PORT)
+    return failure("tls", f"there is no TLS connection: {reason}", OTHER_PORT)
 
 
 def _client_certificate(place: Place, why: str) -> Finding:
@@ -323,7 +325,7 @@ def _lifetime(place: Place, certificate: Mapping[str, Any], now: datetime) -> Fi
         return ok("tls", f"the certificate is for {place.host}")
     issuer = ", ".join(value for part in certificate.get("issuer", ()) for name, value in part if name == "commonName")
     text = f"the certificate is for {place.host}, of {issuer or 'an issuer that is trusted'}, valid until{_at(ends)}"
-    if ends - now < (ends - begins) * _RENEWAL_SHARE:
+    if ends - now < min((ends - begins) * _RENEWAL_SHARE, _RENEWAL_TIME):
         return Finding("tls", Level.WARNING, text, "have the service's operator renew it: little of its life is left")
     return ok("tls", text)
 

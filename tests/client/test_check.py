@@ -29,7 +29,7 @@ from texture.auth.v1 import caller_service_pb2
 from texture.auth.v1.authorize_service_pb2_grpc import AuthorizeServiceServicer, add_AuthorizeServiceServicer_to_server
 from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER, ROLE_KEY_ADMIN, Role
 from texture_auth import __main__ as command
-from texture_auth import check
+from texture_auth import check, reach
 from texture_auth.check import Subject, exit_code
 from texture_auth.finding import Finding, Level
 from texture_auth.reach import Place
@@ -147,6 +147,16 @@ class _Web(BaseHTTPRequestHandler):
         pass
 
 
+_CONNECT = socket.create_connection
+
+
+def _connect(address: tuple[str, int], *more: Any) -> socket.socket:
+    """Connect to no other address than 127.0.0.1: on this machine all of 127.0.0.0/8 is the same."""
+    if address[0] != "127.0.0.1":
+        raise ConnectionRefusedError(111, "Connection refused")
+    return _CONNECT(address, *more)
+
+
 class TestAllIsWell:
     def test_each_step_is_told_in_plain_text(self, world: World) -> None:
         findings = found(world.plain)
@@ -211,6 +221,41 @@ class TestWhatIsReached:
             refused = failed(replace(world.plain, place=Place(address=address)))
         assert (refused.check, exit_code([refused])) == ("port", 4)
         assert "refused" in refused.found
+
+    def test_a_name_of_several_addresses_of_which_one_is_down_is_a_warning(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        port = int(world.service.address.rpartition(":")[2])
+        both = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port)) for host in ("127.0.0.2", "127.0.0.1")]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
+        monkeypatch.setattr(socket, "create_connection", _connect)
+        place = Place(address=f"auth.internal:{port}", insecure_plaintext=True)
+        findings = list(reach.examine(place))
+        assert [(finding.check, finding.level) for finding in findings] == [
+            ("name", Level.OK),
+            ("port", Level.WARNING),
+            ("tls", Level.WARNING),
+            ("grpc", Level.OK),
+        ]
+        assert "127.0.0.2: connection refused" in findings[1].found
+        assert "plain text" in findings[2].found
+
+    def test_one_whose_health_cannot_be_had(self, world: World) -> None:
+        broken = mock.create_autospec(HealthServicer, instance=True)
+        broken.Check.side_effect = RuntimeError("broken")
+        with grpc_server((add_HealthServicer_to_server, broken)) as address:
+            refused = failed(replace(world.plain, place=Place(address=address)))
+        assert (refused.check, exit_code([refused])) == ("grpc", 4)
+        assert "UNKNOWN" in refused.found
+
+    def test_one_that_does_not_say_in_time_whether_it_serves(self, world: World) -> None:
+        over = threading.Event()
+        hanging = mock.create_autospec(HealthServicer, instance=True)
+        hanging.Check.side_effect = lambda *_: over.wait(30)
+        with grpc_server((add_HealthServicer_to_server, hanging)) as address:
+            refused = failed(replace(world.plain, place=Place(address=address, timeout=0.1)))
+            over.set()
+        assert (refused.check, exit_code([refused])) == ("health", 4)
 
     @pytest.mark.parametrize("secure", [True, False])
     def test_one_that_takes_connections_and_hangs(self, world: World, secure: bool) -> None:
