@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -19,6 +20,8 @@ _HTTP_OK = 200
 _HTTP_REFUSALS = range(400, 500)
 _HTTP_UNAVAILABLE = 503
 _DOMAIN = "auth.texture"
+# To look up a member of an enum takes longer than to read a field of an answer.
+_ALLOWED, _DENIED = Outcome.ALLOWED, Outcome.DENIED
 
 
 def _names(enum: Any, prefix: str) -> Mapping[int, str]:
@@ -82,32 +85,33 @@ def decision_of(answer: pb.AuthorizeResponse, permission: str = "") -> Decision:
 
     One of a kind that this client does not know is no answer, nor is one that contradicts itself.
     """
-    reason = _REASONS.get(answer.reason) or f"UNKNOWN_{answer.reason}"
-    status = answer.http_status_code
+    said, reason, status = answer.decision, answer.reason, answer.http_status_code
     key = _key(answer.key) if answer.HasField("key") else None
     scope = _scope(answer.device_scope) if answer.HasField("device_scope") else None
-    if answer.decision == pb.DECISION_ALLOW:
-        outcome = Outcome.ALLOWED
-        if answer.reason != pb.REASON_PERMITTED or status != _HTTP_OK or key is None:
+    if said == pb.DECISION_ALLOW:
+        outcome = _ALLOWED
+        if reason != pb.REASON_PERMITTED or status != _HTTP_OK or key is None:
             return _contradiction("an ALLOW that is not that of a permitted key")
         if permission == "devices:list" and scope is None:
             return _contradiction("an ALLOW of a list that does not say of which devices")
-    elif answer.decision == pb.DECISION_DENY:
-        outcome = Outcome.DENIED
-        if answer.reason == pb.REASON_PERMITTED or status not in _HTTP_REFUSALS:
+    elif said == pb.DECISION_DENY:
+        outcome = _DENIED
+        if reason == pb.REASON_PERMITTED or status not in _HTTP_REFUSALS:
             return _contradiction("a DENY with the reason or the status of an ALLOW")
     else:
         return unanswered("ANSWER_UNKNOWN", "the service answered with a decision that this client does not know")
-    return Decision(
-        outcome=outcome,
-        reason=reason,
-        http_status_code=status,
-        missing_permission=answer.missing_permission,
-        key=key,
-        device_scope=scope,
-        revision=answer.revision,
-        valid_for=answer.valid_for.ToTimedelta() if answer.HasField("valid_for") else None,
-        decision_id=answer.decision_id,
+    return Decision.of(
+        {
+            "outcome": outcome,
+            "reason": _REASONS.get(reason) or f"UNKNOWN_{reason}",
+            "http_status_code": status,
+            "missing_permission": answer.missing_permission,
+            "key": key,
+            "device_scope": scope,
+            "revision": answer.revision,
+            "valid_for": answer.valid_for.ToTimedelta() if answer.HasField("valid_for") else None,
+            "decision_id": answer.decision_id,
+        }
     )
 
 
@@ -159,12 +163,9 @@ def _decision_in_batch(answer: pb.BatchAnswer, question: Question) -> Decision:
         return decision_of(answer.answer, question.permission)
     if which == "error":
         error = answer.error
-        reason = _ERROR_REASONS.get(error.reason, f"UNKNOWN_{error.reason}")
-        invalid = error.reason == error_pb2.ERROR_REASON_FIELD_INVALID
         return unanswered(
-            reason,
+            _ERROR_REASONS.get(error.reason) or f"UNKNOWN_{error.reason}",
             _violations(error.field_violations) or error.message,
-            grpc.StatusCode.INVALID_ARGUMENT if invalid else None,
         )
     return unanswered("ANSWER_UNKNOWN", "the service answered with a result that this client does not know")
 
@@ -187,11 +188,17 @@ def _header(value: str) -> str:
 
 
 def _key(key: pb.AuthorizedKey) -> AuthorizedKey:
+    return _key_of(key.key_id, key.kind, key.workspace_id, key.reference_id)
+
+
+@lru_cache(1024)
+def _key_of(key_id: str, kind: int, workspace_id: str, reference_id: str) -> AuthorizedKey:
+    """Return a key. The same ones come again and again."""
     return AuthorizedKey(
-        key_id=key.key_id,
-        kind=_KINDS.get(key.kind) or f"UNKNOWN_{key.kind}",
-        workspace_id=key.workspace_id,
-        reference_id=key.reference_id,
+        key_id=key_id,
+        kind=_KINDS.get(kind) or f"UNKNOWN_{kind}",
+        workspace_id=workspace_id,
+        reference_id=reference_id,
     )
 
 

@@ -29,6 +29,8 @@ MAXIMUM_QUESTIONS = 1_000
 _AUTHORIZE = "texture.auth.v1.AuthorizeService/Authorize"
 _BATCH_AUTHORIZE = "texture.auth.v1.AuthorizeService/BatchAuthorize"
 _NOT_VERIFIABLE = "REVISION_NOT_VERIFIABLE"
+_WRONG_QUESTION = "FIELD_INVALID"
+_UNANSWERED = Outcome.UNANSWERED
 # Errors that somebody has to do something about: the question or the caller's credential is wrong.
 _FAULTS = frozenset(
     {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
@@ -39,7 +41,7 @@ _log = logging.getLogger("texture_auth")
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """An RPC to be made."""
 
@@ -86,7 +88,7 @@ class Asking:
             count=1,
             batch=False,
         )
-        self.observation.told(_AUTHORIZE, permission, decision, time.monotonic() - started, 1)
+        self.observation.told(_AUTHORIZE, permission, decision, time.monotonic() - started)
         return decision
 
     def many(
@@ -107,8 +109,10 @@ class Asking:
             batch=True,
         )
         seconds = time.monotonic() - started
-        for question, decision in zip(questions, decisions, strict=True):
-            self.observation.told(_BATCH_AUTHORIZE, question.permission, decision, seconds, len(questions))
+        for place, (question, decision) in enumerate(zip(questions, decisions, strict=True)):
+            self.observation.told(
+                _BATCH_AUTHORIZE, question.permission, decision, seconds, batch=len(questions), place=place
+            )
         return decisions
 
     def _decide(
@@ -122,21 +126,16 @@ class Asking:
         is fresh and an ALLOW may still be returned, where this returns (17). What is carried in `revisions` would be
         one more thing that an entry must reflect.
         """
-        named = (at_least_revision, *(each for each in self.revisions.carried if each != at_least_revision))
-        if len(named) > 1 and not at_least_revision:
-            named = named[1:]
-        decisions: list[Decision] | None = None
-        for revision in named:
-            found = yield from self._ask(write, read, until, revision, count=count, batch=batch)
-            # Each answer reflects one of the revisions, so a yes must be one for all of them.
-            decisions = (
-                found
-                if decisions is None
-                else [later if earlier.allowed else earlier for earlier, later in zip(decisions, found, strict=True)]
-            )
+        carried = self.revisions.carried
+        first, *others = dict.fromkeys((at_least_revision, *carried) if at_least_revision else carried or ("",))
+        decisions = yield from self._ask(write, read, until, first, count=count, batch=batch)
+        for revision in others:
             if not any(decisions):
                 break
-        return decisions or []
+            found = yield from self._ask(write, read, until, revision, count=count, batch=batch)
+            # Each answer reflects one of the revisions, so a yes must be one for all of them.
+            decisions = [later if earlier else earlier for earlier, later in zip(decisions, found, strict=True)]
+        return decisions
 
     def _ask(
         self, write: Write, read: Read, until: float, revision: str, *, count: int, batch: bool
@@ -162,7 +161,7 @@ class Asking:
             self.revisions.advance(revision, reply.revision)
         decisions = read(reply)
         for each in decisions:
-            if each.outcome is Outcome.UNANSWERED:
+            if each.outcome is _UNANSWERED:
                 _tell_fault(each)
         return decisions
 
@@ -185,5 +184,5 @@ class Asking:
 
 
 def _tell_fault(decision: Decision) -> None:
-    if decision.code in _FAULTS:
+    if decision.code in _FAULTS or decision.reason == _WRONG_QUESTION:
         _log.error("a question to Texture Auth had no answer: %s: %s", decision.reason, decision.message)

@@ -33,6 +33,8 @@ class Asked:
     """The full name of the RPC, `texture.auth.v1.AuthorizeService/Authorize` or its batch."""
     batch: int
     """How many questions were asked at once."""
+    place: int
+    """Which of them this is, from 0."""
 
 
 Observer: TypeAlias = Callable[[Asked], None]
@@ -69,7 +71,9 @@ class Observation:
             by_reason=MappingProxyType(counts),
         )
 
-    def told(self, method: str, permission: str, decision: Decision, seconds: float, batch: int) -> None:
+    def told(
+        self, method: str, permission: str, decision: Decision, seconds: float, batch: int = 1, place: int = 0
+    ) -> None:
         """Count a question that is over, and tell of it."""
         with self._lock:
             self._counts[decision.outcome, decision.reason] += 1
@@ -83,6 +87,7 @@ class Observation:
             seconds=seconds,
             method=method,
             batch=batch,
+            place=place,
         )
         for observer in self._observers:
             try:

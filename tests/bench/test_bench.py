@@ -16,7 +16,7 @@ from bench import __main__ as command
 from bench import load, machine, processes
 from bench.report import Row, markdown
 from bench.rounds import interleaved, spread
-from bench.rows import ROWS, batch, counting, revoke, unary
+from bench.rows import ROWS, batch, client, counting, revoke, unary
 from bench.scale import SMOKE
 from bench.workshop import Workshop
 
@@ -53,6 +53,17 @@ def test_a_server_that_counts_uses_is_compared_with_one_that_does_not(workshop: 
     rows = counting.rows(workshop)
     assert [row.name for row in rows] == ["12", "12"]
     assert all(row.found is not None and row.found.middle > 0 for row in rows)
+
+
+def test_the_python_client_is_compared_with_a_bare_stub_in_threads_and_in_coroutines(workshop: Workshop) -> None:
+    rows = client.rows(workshop)
+    assert [(row.name, row.floor) for row in rows] == [("13", 0.9), ("13", 0.9)]
+    assert all(row.found is not None and row.found.middle > 0 for row in rows)
+
+
+def test_an_authorizer_whose_questions_are_not_allowed_ends_the_run() -> None:
+    with pytest.raises(load.WrongAnswer):
+        client._rate(lambda: False, 1)
 
 
 @needs_go
