@@ -11,6 +11,7 @@ Needs the extra `asgi`.
 import functools
 import inspect
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -158,7 +159,7 @@ class TextureAuth:
             _log.error("%s", error)
             await receive()
             await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
+            raise
         await self._app(scope, receive, send)
 
 
@@ -289,7 +290,7 @@ def require_all_routes(app: Any, public: Collection[str] = ()) -> None:
 
 
 def _route_faults(routes: Iterable[BaseRoute], prefix: str, public: Collection[str]) -> Iterator[str]:
-    for route in routes:
+    for route in _flat(routes):
         path = prefix + getattr(route, "path", "")
         if path in public:
             continue
@@ -302,15 +303,23 @@ def _route_faults(routes: Iterable[BaseRoute], prefix: str, public: Collection[s
             yield f"{path}: nothing is known of what is served there"
 
 
+def _flat(routes: Iterable[BaseRoute]) -> Iterable[Any]:
+    """Return routes with those of included routers in the place of these, as releases of FastAPI that keep them do."""
+    fastapi = sys.modules.get("fastapi.routing")
+    flatten = getattr(fastapi, "iter_route_contexts", None)
+    return routes if flatten is None else list(flatten(routes))
+
+
 def _endpoint_faults(route: Any, endpoint: Any) -> Iterator[str]:
-    parts = [vars(endpoint)[name] for name in _METHODS if name in vars(endpoint)] if inspect.isclass(endpoint) else []
-    rules = list(_dependencies(getattr(route, "dependant", None)))
-    for part in parts or [endpoint]:
-        if hasattr(part, _MARK):
-            rules.append(getattr(part, _MARK))
-        elif not rules:
-            yield f"{getattr(part, '__qualname__', part)} does not say what it asks for"
-    for rule in rules:
+    parts = [endpoint]
+    if inspect.isclass(endpoint):
+        parts = [getattr(endpoint, name) for name in _METHODS if hasattr(endpoint, name)]
+    dependencies = list(_dependencies(getattr(route, "dependant", None)))
+    marks = [getattr(part, _MARK) for part in parts if hasattr(part, _MARK)]
+    if not dependencies:
+        unmarked = [part for part in parts if not hasattr(part, _MARK)]
+        yield from (f"{part.__qualname__} does not say what it asks for" for part in unmarked)
+    for rule in (*dependencies, *marks):
         if rule is not None and rule.device and rule.device not in route.param_convertors:
             yield f"there is no path parameter {rule.device!r}"
 
