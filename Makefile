@@ -17,7 +17,7 @@ INTO ?= stubs/$(LANGUAGE)
 # Each process that a test starts would compile the server anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup run demo tools test soak bench check check-types check-style check-protos check-schema release-image format proto proto-drift stubs languages lock clean
+.PHONY: help setup run demo tools test soak bench check check-types check-style check-protos check-schema release-image format proto proto-drift lock clean
 
 help: ## what the targets do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,8 @@ proto: setup ## regenerate the stubs from protos/: Python, and Go and TypeScript
 
 proto-drift: setup # the committed stubs are what the protos say
 	@.ci/stubs drift
+
+.PHONY: stubs languages
 
 stubs: setup ## stubs of another language: LANGUAGE=java INTO=folder; cpp, csharp, go, kotlin, objc, php, python, ruby, typescript
 	@.ci/stubs make "$(LANGUAGE)" "$(INTO)"
