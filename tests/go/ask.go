@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -74,22 +73,21 @@ func (c caller) connect() *grpc.ClientConn {
 	}
 	options := []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(config))}
 	if c.key != "" {
-		options = append(options, grpc.WithUnaryInterceptor(bearer(c.key)))
+		options = append(options, grpc.WithPerRPCCredentials(bearer(c.key)))
 	}
 	connection, err := grpc.NewClient(c.address, options...)
 	must(err)
 	return connection
 }
 
-func bearer(key string) grpc.UnaryClientInterceptor {
-	return func(
-		ctx context.Context, method string, request, reply any, connection *grpc.ClientConn,
-		invoke grpc.UnaryInvoker, options ...grpc.CallOption,
-	) error {
-		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+key)
-		return invoke(ctx, method, request, reply, connection, options...)
-	}
+// bearer is a caller's key, which goes along with each call, and never without TLS.
+type bearer string
+
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + string(b)}, nil
 }
+
+func (b bearer) RequireTransportSecurity() bool { return true }
 
 // failure is an error as a caller can act on it: the reason is empty where the service itself said nothing.
 type failure struct {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 const redirectURI = "https://app.acme.example/connected?lang=en"
@@ -41,6 +42,7 @@ var (
 	revoked      = expected{authv1.Reason_REASON_KEY_REVOKED, 401}
 	exposed      = expected{authv1.Reason_REASON_KEY_EXPOSED, 403}
 	retired      = expected{authv1.Reason_REASON_KEY_RETIRED, 401}
+	expired      = expected{authv1.Reason_REASON_KEY_EXPIRED, 401}
 	missing      = expected{authv1.Reason_REASON_KEY_MISSING, 401}
 	malformed    = expected{authv1.Reason_REASON_KEY_MALFORMED, 401}
 )
@@ -80,6 +82,7 @@ func playStory(name string) {
 	scoped := s.connectFlow()
 	s.scopedKey(scoped)
 	s.rotation()
+	s.expiry()
 	s.batch(backend, scoped)
 	s.leak()
 	s.noKeys()
@@ -278,9 +281,45 @@ func (s *story) batch(backend, scoped string) {
 	s.check("  names the field", found.fields, []string{"permission"})
 }
 
+func (s *story) expiry() {
+	made, err := s.keys.CreateKey(s.ctx, &authv1.CreateKeyRequest{
+		WorkspaceId: s.workspace, Kind: authv1.KeyKind_KEY_KIND_SERVER, DisplayName: "Contractor",
+		ExpireTime: timestamppb.New(time.Now().Add(3 * time.Second)),
+	})
+	must(err)
+	answer := s.question("server key, 3 s to live", made.ApiKey, "devices:list", "", nil, permitted)
+	s.check("  the answer says for how long", answer.ValidFor.AsDuration() <= 3*time.Second, true)
+	time.Sleep(time.Until(made.Key.ExpireTime.AsTime()) + 50*time.Millisecond)
+	s.question("  the same, later", made.ApiKey, "devices:list", "", nil, expired)
+}
+
+// leak shows a server key in a browser: it is denied and revoked, and what it did is known.
 func (s *story) leak() {
-	leaked := s.serverKey("Pasted into a web page").ApiKey
-	s.question("server key in a browser", leaked, "devices:command", s.device("charger-9"), browser, exposed)
+	leaked, who, charger := s.serverKey("Pasted into a web page"), "server key 'Pasted into a web page'", s.device("charger-9")
+	s.question(who+", in the backend", leaked.ApiKey, "devices:read", charger, nil, permitted)
+	s.question("  in a browser", leaked.ApiKey, "devices:command", charger, browser, exposed)
+	events := authv1.NewEventServiceClient(s.operator)
+	// Who is told by this knows that it has been dealt with, too: it is one change.
+	stream, err := events.WatchEvents(s.ctx, &authv1.WatchEventsRequest{
+		WorkspaceId: s.workspace, Types: []string{"key.exposed"},
+	})
+	must(err)
+	var told []*authv1.LoggedEvent
+	for len(told) == 0 {
+		received, err := stream.Recv()
+		must(err)
+		told = received.Events
+	}
+	s.check("operators are told", told[0].Event.SubjectId, leaked.Key.KeyId)
+	s.question("  in the backend, from then on", leaked.ApiKey, "devices:read", charger, nil, revoked)
+	touched, err := authv1.NewUsageServiceClient(s.operator).ListKeyDevices(s.ctx, &authv1.ListKeyDevicesRequest{
+		KeyId: leaked.Key.KeyId,
+	})
+	must(err)
+	s.check("the devices that it touched", touched.Touches[0].DeviceId, charger)
+	verified, err := events.VerifyChain(s.ctx, &authv1.VerifyChainRequest{WorkspaceId: s.workspace})
+	must(err)
+	s.check("nobody has rewritten the log", verified.Broken == nil, true)
 }
 
 func (s *story) noKeys() {

@@ -81,8 +81,8 @@ def run(language: str, command: Sequence[str], told: Mapping[str, str]) -> str:
         check=False,
     )
     text = printed(language, done.stdout)
+    printed(language, done.stderr)
     if done.returncode:
-        printed(language, done.stderr)
         raise WrongError(f"{language}: the program ended with {done.returncode}")
     return text
 

@@ -1,4 +1,6 @@
+import { setTimeout as pause } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
+import { durationMs, timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { type Client, createClient } from "@connectrpc/connect";
 import {
   type AuthorizeResponse,
@@ -11,8 +13,10 @@ import { Role } from "@texture/auth/texture/auth/v1/caller_pb";
 import { ConnectService } from "@texture/auth/texture/auth/v1/connect_service_pb";
 import { DeviceService } from "@texture/auth/texture/auth/v1/device_service_pb";
 import { ErrorReason } from "@texture/auth/texture/auth/v1/error_pb";
+import { EventService } from "@texture/auth/texture/auth/v1/event_service_pb";
 import { KeyKind } from "@texture/auth/texture/auth/v1/key_pb";
 import { KeyService } from "@texture/auth/texture/auth/v1/key_service_pb";
+import { UsageService } from "@texture/auth/texture/auth/v1/usage_service_pb";
 import { Environment } from "@texture/auth/texture/auth/v1/workspace_pb";
 import { WorkspaceService } from "@texture/auth/texture/auth/v1/workspace_service_pb";
 import { ask, type Failure, failureOf, setting, transportFrom } from "./ask.js";
@@ -56,6 +60,7 @@ export class Story {
     const scoped = await this.connectFlow();
     await this.scopedKey(scoped);
     await this.rotation();
+    await this.expiry();
     await this.batch(backend, scoped);
     await this.leak();
     await this.noKeys();
@@ -258,10 +263,43 @@ export class Story {
     this.check("  names the field", found.fields, ["permission"]);
   }
 
+  private async expiry(): Promise<void> {
+    const ends = Date.now() + 3000;
+    const { apiKey } = await this.keys.createKey({
+      workspaceId: this.workspace,
+      kind: KeyKind.SERVER,
+      displayName: "Contractor",
+      expireTime: timestampFromMs(ends),
+    });
+    const { validFor } = await this.question("server key, 3 s to live", apiKey, "devices:list", "", PERMITTED);
+    this.check("  the answer says for how long", validFor !== undefined && durationMs(validFor) <= 3000, true);
+    await pause(Math.max(0, ends - Date.now()) + 50);
+    await this.question("  the same, later", apiKey, "devices:list", "", [Reason.KEY_EXPIRED, 401]);
+  }
+
+  /** A server key in a browser: it is denied and revoked, and what it did is known. */
   private async leak(): Promise<void> {
-    const { apiKey } = await this.serverKey("Pasted into a web page");
-    const device = this.device("charger-9");
-    await this.question("server key in a browser", apiKey, "devices:command", device, [Reason.KEY_EXPOSED, 403], BROWSER);
+    const { apiKey, keyId } = await this.serverKey("Pasted into a web page");
+    const who = "server key 'Pasted into a web page'";
+    const charger = this.device("charger-9");
+    await this.question(`${who}, in the backend`, apiKey, "devices:read", charger, PERMITTED);
+    await this.question("  in a browser", apiKey, "devices:command", charger, [Reason.KEY_EXPOSED, 403], BROWSER);
+    const events = createClient(EventService, this.operator);
+    // Who is told by this knows that it has been dealt with, too: it is one change.
+    this.check("operators are told", await this.firstExposed(events), keyId);
+    await this.question("  in the backend, from then on", apiKey, "devices:read", charger, [Reason.KEY_REVOKED, 401]);
+    const { touches } = await createClient(UsageService, this.operator).listKeyDevices({ keyId });
+    this.check("the devices that it touched", touches.map((touch) => touch.deviceId), [charger]);
+    const verified = await events.verifyChain({ workspaceId: this.workspace });
+    this.check("nobody has rewritten the log", verified.broken, undefined);
+  }
+
+  private async firstExposed(events: Client<typeof EventService>): Promise<string | undefined> {
+    const question = { workspaceId: this.workspace, types: ["key.exposed"] };
+    for await (const { events: told } of events.watchEvents(question, { timeoutMs: 30_000 })) {
+      if (told[0] !== undefined) return told[0].event?.subjectId;
+    }
+    return undefined;
   }
 
   private async noKeys(): Promise<void> {
