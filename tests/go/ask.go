@@ -19,11 +19,11 @@ import (
 )
 
 // README: begin
-// ask says whether the holder of apiKey may do this, and what a public API should answer with. No answer is a no.
-func ask(ctx context.Context, auth authv1.AuthorizeServiceClient, apiKey, permission, deviceID string) (bool, int) {
+// ask says whether the holder of an API key may do this, and what a public API should answer with. No answer is a no.
+func ask(ctx context.Context, auth authv1.AuthorizeServiceClient, question *authv1.AuthorizeRequest) (bool, int) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	answer, err := auth.Authorize(ctx, &authv1.AuthorizeRequest{ApiKey: apiKey, Permission: permission, DeviceId: deviceID})
+	answer, err := auth.Authorize(ctx, question)
 	switch {
 	case err == nil && answer.Decision == authv1.Decision_DECISION_ALLOW:
 		return true, 200

@@ -36,7 +36,8 @@ func playFailure(name string) {
 	}
 	found := failureOf(err)
 	fmt.Println("FAILURE", name, nameOf(found.code), dash(found.reason))
-	if allowed, http := ask(context.Background(), auth, question.ApiKey, question.Permission, ""); allowed || http != 503 {
+	allowed, http := ask(context.Background(), auth, question)
+	if allowed || http != 503 {
 		must(fmt.Errorf("%s: the helper said %t, %d", name, allowed, http))
 	}
 	if !during {

@@ -2,6 +2,7 @@ import com.texture.auth.v1.AuthorizeRequest;
 import com.texture.auth.v1.AuthorizeServiceGrpc;
 import com.texture.auth.v1.AuthorizeServiceGrpc.AuthorizeServiceBlockingStub;
 import com.texture.auth.v1.Decision;
+import com.texture.auth.v1.RequestContext;
 import io.grpc.Grpc;
 import io.grpc.ManagedChannel;
 import io.grpc.Metadata;
@@ -18,10 +19,8 @@ final class Ask {
     // README: begin
     record Answer(boolean allowed, int http) {}
 
-    /** Says whether the holder of apiKey may do this, and what a public API should answer with. No answer is a no. */
-    static Answer ask(AuthorizeServiceBlockingStub auth, String apiKey, String permission, String deviceId) {
-        var question = AuthorizeRequest.newBuilder()
-                .setApiKey(apiKey).setPermission(permission).setDeviceId(deviceId).build();
+    /** Says whether the holder of an API key may do this, and what a public API should answer with. No answer is a no. */
+    static Answer ask(AuthorizeServiceBlockingStub auth, AuthorizeRequest question) {
         try {
             var answer = auth.withDeadlineAfter(1, TimeUnit.SECONDS).authorize(question);
             if (answer.getDecision() == Decision.DECISION_ALLOW) return new Answer(true, 200);
@@ -42,9 +41,11 @@ final class Ask {
         var auth = AuthorizeServiceGrpc.newBlockingStub(channel)
                 .withInterceptors(MetadataUtils.newAttachHeadersInterceptor(headers));
         // The first question waits until there is a connection, which on a cold machine takes more than its second.
-        for (var waited = 0; ask(auth, "", "devices:list", "").http() == 503 && waited < 30; waited++) Thread.sleep(100);
+        var question = AuthorizeRequest.newBuilder().setApiKey(setting("API_KEY")).setPermission("devices:read")
+                .setContext(RequestContext.newBuilder().setClientIp("198.51.100.7"));
+        for (var waited = 0; ask(auth, question.setDeviceId("no-such-device").build()).http() == 503 && waited < 30; waited++) Thread.sleep(100);
         for (var device : devices) {
-            var answer = ask(auth, setting("API_KEY"), "devices:read", device);
+            var answer = ask(auth, question.setDeviceId(device).build());
             System.out.println(device + " " + answer.allowed() + " " + answer.http());
         }
         channel.shutdownNow().awaitTermination(5, TimeUnit.SECONDS);

@@ -1,15 +1,18 @@
 import { readFileSync } from "node:fs";
 import type { SecureContextOptions } from "node:tls";
+import type { MessageInitShape } from "@bufbuild/protobuf";
 import { ErrorInfoSchema, BadRequestSchema } from "@texture/auth/google/rpc/error_details_pb";
-import { type AuthorizeService, Decision } from "@texture/auth/texture/auth/v1/authorize_service_pb";
+import { type AuthorizeRequestSchema, type AuthorizeService, Decision } from "@texture/auth/texture/auth/v1/authorize_service_pb";
 import { type Client, Code, ConnectError, type Transport } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 
 // README: begin
-/** Says whether the holder of apiKey may do this, and what a public API should answer with. No answer is a no. */
-export async function ask(auth: Client<typeof AuthorizeService>, apiKey: string, permission: string, deviceId: string) {
+type Question = MessageInitShape<typeof AuthorizeRequestSchema>;
+
+/** Says whether the holder of an API key may do this, and what a public API should answer with. No answer is a no. */
+export async function ask(auth: Client<typeof AuthorizeService>, question: Question) {
   try {
-    const answer = await auth.authorize({ apiKey, permission, deviceId }, { timeoutMs: 1000 });
+    const answer = await auth.authorize(question, { timeoutMs: 1000 });
     if (answer.decision === Decision.ALLOW) return { allowed: true, http: 200 };
     if (answer.decision === Decision.DENY) return { allowed: false, http: answer.httpStatusCode };
   } catch {

@@ -24,7 +24,7 @@ export async function playFailure(name: string): Promise<void> {
   const answer = await auth.authorize(question, { timeoutMs: IMPATIENT }).catch(failureOf);
   if ("decision" in answer) throw new Error(`${name}: it was answered: ${Decision[answer.decision]}`);
   console.log("FAILURE", name, answer.code, answer.reason || "-");
-  const { allowed, http } = await ask(auth, question.apiKey, question.permission, "");
+  const { allowed, http } = await ask(auth, question);
   if (allowed || http !== 503) throw new Error(`${name}: the helper said ${allowed}, ${http}`);
   if (!during) return;
   await turn();
