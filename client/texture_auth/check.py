@@ -70,6 +70,8 @@ class Subject:
     """The seconds that the adopter's own calls leave for an answer."""
     questions: int = DEFAULT_QUESTIONS
     """How many are asked to see how long answers take, one after another."""
+    clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
+    """By which that is measured, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +216,13 @@ def _time(subject: Subject, channel: grpc.Channel) -> Iterator[Finding]:
     milliseconds: list[float] = []
     late, why = 0, ""
     while late < _ENOUGH_LATE and len(milliseconds) + late < subject.questions:
-        begun = time.perf_counter()
+        begun = subject.clock()
         try:
             _ask(subject, channel, subject.deadline)
         except grpc.RpcError as error:
             late, why = late + 1, _refusal(error).reason
         else:
-            milliseconds.append((time.perf_counter() - begun) * 1000)
+            milliseconds.append((subject.clock() - begun) * 1000)
     told = f"{len(milliseconds)} answers"
     if milliseconds:
         told += f": p50 {_percentile(milliseconds, 50):.1f} ms, p99 {_percentile(milliseconds, 99):.1f} ms"

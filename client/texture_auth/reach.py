@@ -108,8 +108,9 @@ def examine(place: Place) -> Iterator[Finding]:
         return
     try:
         found = socket.getaddrinfo(place.host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        why = error.strerror or "it is no name"
+    except (OSError, UnicodeError) as error:
+        # Such as a name with a part that is too long.
+        why = getattr(error, "strerror", None) or "it is no name"
         yield failure("name", f"{place.host} does not resolve: {why}", "correct the name, or ask this network's DNS")
         return
     hosts = list(dict.fromkeys(str(address[0]) for *_, address in found))

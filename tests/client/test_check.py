@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import socket
@@ -209,10 +210,15 @@ class TestWhatIsReached:
         assert (refused.check, exit_code([refused])) == ("name", 4)
         assert "HOST:PORT" in refused.to_do
 
-    def test_a_name_that_does_not_resolve(self, world: World) -> None:
-        refused = failed(replace(world.plain, place=Place(address="texture-auth.invalid:443")))
+    @pytest.mark.parametrize("name", ["texture-auth.invalid", "x" * 64, "a..b"])
+    def test_a_name_that_does_not_resolve(self, world: World, name: str) -> None:
+        refused = failed(replace(world.plain, place=Place(address=f"{name}:443")))
         assert (refused.check, exit_code([refused])) == ("name", 4)
-        assert "texture-auth.invalid does not resolve" in refused.found
+        assert f"{name} does not resolve" in refused.found
+
+    def test_a_target_as_grpc_writes_it(self, world: World) -> None:
+        place = Place(address=f"dns:///{world.service.address}")
+        assert exit_code(found(replace(world.plain, place=place))) == 0
 
     def test_a_service_that_is_down(self, world: World) -> None:
         with socket.socket() as free:
@@ -405,6 +411,12 @@ class TestTheCaller:
         refused = failed(replace(world.plain, deadline=0.000_001, questions=1000))
         assert (refused.check, exit_code([refused])) == ("time", 4)
         assert refused.found.startswith("0 answers; 3 without")
+
+    def test_answers_that_come_just_in_time_are_a_warning(self, world: World) -> None:
+        ticks = itertools.count()
+        *_, last = found(replace(world.plain, deadline=30, clock=lambda: next(ticks) * 20.0))
+        assert (last.check, last.level) == ("time", Level.WARNING)
+        assert "3 answers: p50 20000.0 ms, p99 20000.0 ms" in last.found
 
 
 def by_the_service(world: World, *arguments: str, **variables: str) -> tuple[int, str]:

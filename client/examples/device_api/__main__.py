@@ -19,7 +19,8 @@ def main() -> None:
     store = Store()
     authorizer = Authorizer.from_environment()
     server = make_server(store, authorizer)
-    port = server.add_insecure_port(os.environ.get("DEVICE_API_GRPC", "127.0.0.1:50061"))
+    address = os.environ.get("DEVICE_API_GRPC", "127.0.0.1:50061")
+    port = server.add_insecure_port(address)
     host, _, http_port = os.environ.get("DEVICE_API_HTTP", "127.0.0.1:8080").rpartition(":")
     listening = socket.create_server((host, int(http_port)))
 
@@ -27,7 +28,8 @@ def main() -> None:
     async def both(_: FastAPI) -> AsyncIterator[None]:
         with authorizer:
             server.start()
-            print(f"gRPC on 127.0.0.1:{port}, HTTP on {host}:{listening.getsockname()[1]}", flush=True)
+            http = listening.getsockname()[1]
+            print(f"gRPC on {address.rpartition(':')[0]}:{port}, HTTP on {host}:{http}", flush=True)
             yield
             server.stop(5).wait()
 
