@@ -4,20 +4,20 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PROTOS := $(sort $(shell cd protos && find . -name '*.proto' | sed 's|^\./||'))
 BREAKING := PATH="$(CURDIR)/$(BIN):$$PATH" .ci/breaking
 # How much `make soak` asks, and for how long at most.
 DECISIONS ?= 10000000
 SECONDS ?= 7200
 # How often it kills a server after that.
 KILLS ?= 500
-# Where `make proto` writes; the drift check points it elsewhere and compares.
-STUBS ?= generated/python
+# Of which language `make stubs` makes stubs, and where.
+LANGUAGE ?=
+INTO ?= stubs/$(LANGUAGE)
 
 # Each process that a test starts would compile the server anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup run demo tools test soak bench check check-types check-style check-protos check-schema release-image format proto proto-drift lock clean
+.PHONY: help setup run demo example tools test soak bench check check-types check-style check-protos check-schema release-image format proto proto-drift lock clean
 
 help: ## what the targets do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ run: setup ## start the development server on SQLite under var/
 
 demo: setup ## play the whole story against a server of its own
 	@$(BIN)/python -m tests.demo
+
+example: setup ## run the example service of client/examples beside a server, and call it as its customers would
+	@$(BIN)/python -m tests.example
 
 tools: setup ## make grpcurl for the tests: by Go, where Go is
 	@.ci/tools $(VENV)
@@ -80,21 +83,23 @@ format: setup ## put the code into shape
 	$(BIN)/ruff format .
 	cd protos && ../$(BIN)/buf format --write
 
-proto: setup ## regenerate the stubs from protos/
-	@rm -rf $(STUBS) && mkdir -p $(STUBS)
-	@cd protos && PATH=$(CURDIR)/$(BIN):$$PATH $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I. \
-		--python_out=$(abspath $(STUBS)) --grpc_python_out=$(abspath $(STUBS)) \
-		--mypy_out=quiet:$(abspath $(STUBS)) --mypy_grpc_out=quiet:$(abspath $(STUBS)) $(PROTOS)
+proto: setup ## regenerate the stubs from protos/: Python, and Go and TypeScript where they are
+	@.ci/stubs commit
 
 proto-drift: setup # the committed stubs are what the protos say
-	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
-		$(MAKE) --no-print-directory proto STUBS=$$fresh && \
-		diff -r --exclude=__pycache__ generated/python $$fresh || \
-		{ echo "generated/python differs from the protos: run 'make proto' and commit" >&2; exit 1; }
+	@.ci/stubs drift
+
+.PHONY: stubs languages
+
+stubs: setup ## stubs of another language: LANGUAGE=java INTO=folder; cpp, csharp, go, kotlin, objc, php, python, ruby, typescript
+	@.ci/stubs make "$(LANGUAGE)" "$(INTO)"
+
+languages: setup ## services in Go, TypeScript and Java ask a server of their own, where these languages are
+	@.ci/languages
 
 lock: setup ## choose newer versions of every dependency
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-index-url --no-strip-extras \
 		--python-version 3.11 --extra dev pyproject.toml -o .ci/requirements.lock
 
 clean: ## remove the environment and the development server's state
-	rm -rf $(VENV) var .coverage .coverage.* .hypothesis
+	rm -rf $(VENV) .tools stubs var .coverage .coverage.* .hypothesis

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -59,11 +59,12 @@ class Line:
     answer: str
     reason: str
     http: str
-    expected: tuple[str, str]
+    expected: tuple[str, ...]
+    """The answer, the reason and, where it counts, the HTTP status."""
 
     @property
     def good(self) -> bool:
-        return (self.answer, self.reason) == self.expected
+        return (self.answer, self.reason, self.http)[: len(self.expected)] == self.expected
 
 
 @dataclass
@@ -306,10 +307,10 @@ def wait_until(moment: Timestamp) -> None:
     time.sleep(max(0.0, left.total_seconds()) + 0.05)
 
 
-def show(lines: list[Line]) -> bool:
+def show(lines: Sequence[Line], title: str = "May the holder of this key do this?", answer: str = "answer") -> bool:
     """Print the table, and tell whether all of it is as it should be."""
-    table = Table(title="May the holder of this key do this?", title_justify="left", box=None, pad_edge=False)
-    for column in ("", "who", "what", "answer", "reason", "HTTP"):
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("", "who", "what", answer, "reason", "HTTP"):
         table.add_column(column)
     for line in lines:
         mark = "[green]✓[/]" if line.good else "[bold red]✗[/]"

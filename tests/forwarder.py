@@ -1,4 +1,4 @@
-"""A way to a database that can be cut without anybody being told, as a network does it."""
+"""A way to a server that can be cut without anybody being told, as a network does it."""
 
 from __future__ import annotations
 
@@ -35,9 +35,13 @@ class _Link:
 
 
 class Forwarder:
-    """Listens on a port of its own, and forwards to a socket."""
+    """Listens on a port of its own, and forwards to a socket, or to a port of this machine.
 
-    def __init__(self, to: Path) -> None:
+    As many of the next connections as `hang_ups` says are ended at once.
+    """
+
+    def __init__(self, to: Path | int) -> None:
+        self.hang_ups = 0
         self._to = to
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._links: list[_Link] = []
@@ -51,6 +55,11 @@ class Forwarder:
         parts = urlsplit(url)
         port = self._listener.getsockname()[1]
         return urlunsplit(parts._replace(netloc=f"{parts.username}@127.0.0.1:{port}", query=""))
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def lose(self, lost: frozenset[Direction] = BOTH) -> None:
         """Lose what is sent from now on. What was connected until `recover` stays silent for ever."""
@@ -88,13 +97,10 @@ class Forwarder:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.socket(socket.AF_UNIX)
                 try:
-                    server.connect(str(self._to))
+                    server = self._server()
                 except OSError:
-                    # Nobody is there at the moment.
                     client.close()
-                    server.close()
                     continue
                 with self._lock:
                     link = _Link(client, server, self._lost)
@@ -104,9 +110,24 @@ class Forwarder:
                     link.pumps.append(thread)
                     thread.start()
 
+    def _server(self) -> socket.socket:
+        """Connect to what is forwarded to. Raises OSError where nobody is there at the moment."""
+        if self.hang_ups:
+            self.hang_ups -= 1
+            raise ConnectionRefusedError
+        if isinstance(self._to, int):
+            return socket.create_connection(("127.0.0.1", self._to))
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(str(self._to))
+        except OSError:
+            server.close()
+            raise
+        return server
+
 
 @contextmanager
-def forwarding(to: Path) -> Iterator[Forwarder]:
+def forwarding(to: Path | int) -> Iterator[Forwarder]:
     """Forward to a socket until the block ends."""
     forwarder = Forwarder(to)
     try:

@@ -45,7 +45,8 @@ class AuthorizerBase(Generic[_Channel]):
         the servers that it leads to. `connections` opens so many to each, for many workers behind one port.
 
         Plain text is for loopback, and elsewhere only with `insecure_plaintext`. Else TLS: trusting `tls_ca`, or what
-        the system trusts, and presenting the client certificate, if there is one; all three PEM or paths.
+        gRPC trusts (a list of its own, not the system's), and presenting the client certificate, if there is one; all
+        three PEM or paths.
 
         `caller_key` is the `svc` key of this service, or what returns it at each call; `caller_key_file` a file that
         holds it, and is read again when it changes.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -15,15 +14,16 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from texture_auth import check
 
 from server.addresses import is_loopback
 
-REFUSED = 1
+REFUSED = check.REFUSED
 DENIED = 3
-UNAVAILABLE = 4
-NOT_ADMITTED = 5
+UNAVAILABLE = check.UNAVAILABLE
+NOT_ADMITTED = check.NOT_ADMITTED
 
-CALLER_KEY_VARIABLE = "TEXTURE_AUTH_CALLER_KEY"
+CALLER_KEY_VARIABLE = check.CALLER_KEY_VARIABLE
 
 EXIT_CODES = """
 Exit codes: 0 done, or allowed; 1 refused; 2 wrong usage; 3 denied (authorize); 4 the service cannot be reached or
@@ -37,9 +37,6 @@ _EXIT_BY_CODE = {
     grpc.StatusCode.INTERNAL: UNAVAILABLE,
     grpc.StatusCode.UNAUTHENTICATED: NOT_ADMITTED,
 }
-
-# What may stand in metadata.
-_CREDENTIAL = re.compile(r"[\x21-\x7e]+")
 
 Reply = TypeVar("Reply")
 Reply_co = TypeVar("Reply_co", covariant=True)
@@ -123,23 +120,16 @@ class Client:
 
         Empty where there is none and a client certificate stands for it.
         """
-        key = os.environ.get(CALLER_KEY_VARIABLE, "")
-        if self.caller_key_file is not None:
-            try:
-                key = self.caller_key_file.read_text("utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                why = getattr(error, "strerror", "it is not text")
-                fail(f"--caller-key-file: {self.caller_key_file}: {why}", NOT_ADMITTED)
-        if not key.strip() and self.identity is not None:
-            return ""
-        if not key.strip():
+        try:
+            key = check.read_caller_key(os.environ, self.caller_key_file)
+        except check.CredentialInvalid as error:
+            fail(str(error), NOT_ADMITTED)
+        if not key and self.identity is None:
             fail(
                 "no credential: set TEXTURE_AUTH_CALLER_KEY or TEXTURE_AUTH_CALLER_KEY_FILE to the svc key of a caller",
                 NOT_ADMITTED,
             )
-        if _CREDENTIAL.fullmatch(key.strip()) is None:
-            fail("the caller's key is not a svc key", NOT_ADMITTED)
-        return key.strip()
+        return key
 
 
 def fail(message: str, code: int) -> NoReturn:

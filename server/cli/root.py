@@ -17,7 +17,10 @@ _MODULES = {
     **dict.fromkeys(("doctor", "backup", "restore"), "maintain"),
     **{
         name: name
-        for name in ("callers", "workspaces", "keys", "links", "devices", "authorize", "webhooks", "incident", "audit")
+        for name in (
+            *("callers", "workspaces", "keys", "links", "devices", "authorize", "webhooks", "incident", "audit"),
+            "check",
+        )
     },
 }
 

@@ -89,6 +89,13 @@ def play(python: str, *, with_extras: bool, python_path: str = "") -> subprocess
         )
 
 
+def check(python: str) -> None:
+    """Run the command that the wheel brings along. Raises CalledProcessError when it finds something wrong."""
+    with served() as (environment, _), tempfile.TemporaryDirectory() as elsewhere:
+        command = [str(Path(python).with_name("texture-auth")), "check"]
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": "", **environment}, cwd=elsewhere, check=True)
+
+
 if __name__ == "__main__":
     extras = "--with-extras" in sys.argv[2:]
     server = subprocess.run(
@@ -97,4 +104,5 @@ if __name__ == "__main__":
     if server.returncode == 0:
         sys.exit("the environment holds server code")
     play(sys.argv[1], with_extras=extras)
+    check(sys.argv[1])
     print(f"{len(blocks(with_extras=extras))} blocks of the client's README did what they say")  # noqa: T201 - for who waits

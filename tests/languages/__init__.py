@@ -1,0 +1,1 @@
+"""Services in other languages, asking a real server: what they are told, and what they see when something is wrong."""
