@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from envoy.service.auth.v3.external_auth_pb2_grpc import add_AuthorizationServicer_to_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 from texture.auth.v1 import authorize_service_pb2 as pb
@@ -56,6 +57,8 @@ class Scripted(AuthorizeServiceServicer):
 
     BatchAuthorize = Authorize
     ExplainAuthorization = Authorize
+    # Envoy's question.
+    Check = Authorize
 
     def is_serving(self, status: Any) -> None:
         """Say how it is."""
@@ -75,6 +78,7 @@ def scripted_server(
     with ThreadPoolExecutor(8) as pool:
         server = grpc.server(pool)
         add_AuthorizeServiceServicer_to_server(servicer, server)
+        add_AuthorizationServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(servicer.health, server)
         where = f"127.0.0.1:{port}"
         bound = server.add_insecure_port(where) if credentials is None else server.add_secure_port(where, credentials)

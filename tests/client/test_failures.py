@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from server.app import WAITING_FOR_EACH_THREAD
 from server.domain import token
 from tests.client.scripted import scripted_server
 from tests.client.secure import secured
+from tests.envoy.asking import asking
 from tests.forwarder import forwarding
 from tests.harness import Service, as_refused, running_service
 from tests.languages.__main__ import EXCEPTIONS, EXPECTED
@@ -153,7 +155,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     authority = Authority(folder)
     expired = authority.issue("expired", hosts=LOOPBACK, validity=Validity(ends=-DAY / 2))
     chosen = Chosen()
-    with running_service(tmp_path_factory.mktemp("service"), threads=1) as service:
+    with running_service(tmp_path_factory.mktemp("service"), threads=1, envoy=True) as service:
         make_workspace(service)
         request = caller_service_pb2.CreateCallerRequest(caller_id="device-api", roles=[ROLE_AUTHORIZER])
         caller_key = service.operator.callers.CreateCaller(request).caller_key
@@ -289,6 +291,16 @@ def by_asgi(world: World, way: Way) -> str:
     return f"`{answer.status_code}` `{body['code']}`" if "code" in body else f"`{answer.status_code}`"
 
 
+def by_envoy(world: World, way: Way) -> str:
+    """Ask as a customer of whatever is behind an Envoy."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        asking(Path(folder), way.address, way.caller_key, way.timeout, way.tls_ca, way.identity) as envoy,
+    ):
+        answer = envoy.ask("customers", "GET", "/", [("host", "api.example"), ("texture-api-key", way.api_key)])
+    return f"`{answer.status}`"
+
+
 def by_stub(world: World, way: Way) -> grpc.StatusCode:
     """Ask by a generated stub alone."""
     with way.channel() as channel:
@@ -321,8 +333,11 @@ def test_the_table_has_a_row_for_each_failure() -> None:
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.parametrize(("column", "ask"), [("client", by_client), ("interceptor", by_interceptor), ("asgi", by_asgi)])
-def test_python_adopters_see_what_the_table_says(
+@pytest.mark.parametrize(
+    ("column", "ask"),
+    [("client", by_client), ("interceptor", by_interceptor), ("asgi", by_asgi), ("envoy", by_envoy)],
+)
+def test_adopters_see_what_the_table_says(
     world: World, failure: str, column: str, ask: Callable[[World, Way], str]
 ) -> None:
     with FAILURES[failure](world) as way:
