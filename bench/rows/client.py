@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from functools import partial
 
 import grpc
@@ -27,9 +28,11 @@ def rows(workshop: Workshop) -> list[Row]:
     """Compare one call in flight from a thread, and eight from coroutines."""
     scale = workshop.scale
     store = workshop.store(scale.small)
-    with processes.serving(store) as server, machine.on(machine.LOAD_CORES):
+    with ExitStack() as stack:
+        server = stack.enter_context(processes.serving(store))
+        stack.enter_context(machine.on(machine.LOAD_CORES))
         return [
-            _row("1 call in flight", workshop, _blocking(server.address, store)),
+            _row("1 call in flight", workshop, _blocking(server.address, store, stack)),
             _row(f"asyncio, {_IN_FLIGHT} calls in flight", workshop, _coroutines(server.address, store)),
         ]
 
@@ -51,11 +54,11 @@ def _row(shape: str, workshop: Workshop, arms: dict[str, Callable[[float], float
     )
 
 
-def _blocking(address: str, store: Facts) -> dict[str, Callable[[float], float]]:
-    stub = AuthorizeServiceStub(grpc.insecure_channel(address))
+def _blocking(address: str, store: Facts, stack: ExitStack) -> dict[str, Callable[[float], float]]:
+    stub = AuthorizeServiceStub(stack.enter_context(grpc.insecure_channel(address)))
     key = store.bearer.read_text().strip()
     metadata = (("authorization", f"Bearer {key}"),)
-    authorizer = Authorizer(address, caller_key=key, timeout=_SECONDS)
+    authorizer = stack.enter_context(Authorizer(address, caller_key=key, timeout=_SECONDS))
     api_key, permission, device_id = store.api_key(0), facts.PERMISSIONS[0], store.device_id(1)
 
     def bare() -> bool:

@@ -162,6 +162,18 @@ def test_an_error_with_foreign_or_broken_details_goes_by_its_code(desk: Desk, tr
 
 
 class TestMany:
+    def test_each_question_is_sent_with_its_context(self, desk: Desk) -> None:
+        question = Question(
+            api_key="k", permission="devices:read", device_id="d", context=Context(client_ip="192.0.2.1")
+        )
+        _, (request,) = desk.answer(
+            lambda: desk.authorizer.authorize_many([question]),
+            pb.BatchAuthorizeResponse(answers=[pb.BatchAnswer(answer=DENY)]),
+            method="BatchAuthorize",
+        )
+        (sent,) = request.questions
+        assert (sent.device_id, sent.context.client_ip) == ("d", "192.0.2.1")
+
     def ask(self, desk: Desk, count: int, response: Any) -> list[Decision]:
         questions = [Question(api_key=f"k{number}", permission="devices:list") for number in range(count)]
         decisions, (request,) = desk.answer(
@@ -393,6 +405,14 @@ class TestCallersKey:
         decision, _ = desk.answer(lambda: desk.make(caller_key=lambda: bad).authorize("k", "devices:read", "d"))
         assert decision.reason == "CALLER_KEY_UNAVAILABLE"
         assert bad not in repr(decision)
+
+    def test_is_in_a_file_of_text_or_given_and_not_both(self, desk: Desk, tmp_path: Path) -> None:
+        (tmp_path / "key").write_bytes(b"\xff\xfesecret")
+        with pytest.raises(ValueError, match="is not text") as refused:
+            desk.make(caller_key="", caller_key_file=tmp_path / "key")
+        assert "secret" not in str(refused.value)
+        with pytest.raises(ValueError, match="exclude one another"):
+            desk.make(caller_key_file=tmp_path / "key")
 
     def test_a_function_that_fails_fails_the_question_alone(self, desk: Desk, logged: list[str]) -> None:
         def key() -> str:
