@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -147,6 +148,8 @@ def slow(well: Running) -> Iterator[Turns]:
 
         def stop() -> None:
             server.process.send_signal(signal.SIGSTOP)
+            # Until all of its threads do.
+            os.waitpid(server.process.pid, os.WUNTRACED)
 
         def go_on() -> None:
             server.process.send_signal(signal.SIGCONT)
