@@ -19,6 +19,7 @@ from tests.webhooks.receiver import HOST, Received, Receiver, Reply, receiving, 
 HEADERS = {"webhook-id": "msg_1"}
 # Far more than an answer here takes, and far less than a test may.
 SOON = 1.0
+PATIENT = 30.0
 
 
 def post(outbound: Outbound, url: str) -> Answered:
@@ -33,6 +34,12 @@ def why(outbound: Outbound, url: str) -> Why:
 
 @pytest.fixture
 def outbound(ca: Path) -> Outbound:
+    return Outbound({HOST}, ca, total_seconds=PATIENT)
+
+
+@pytest.fixture
+def hasty(ca: Path) -> Outbound:
+    """One that gives up soon."""
     return Outbound({HOST}, ca, total_seconds=SOON)
 
 
@@ -99,12 +106,12 @@ def test_an_answer_that_is_none_is_said_to_be_malformed(outbound: Outbound, rece
     assert why(outbound, receiver.url) is Why.ANSWER_MALFORMED
 
 
-def test_a_receiver_that_never_answers_is_given_up(outbound: Outbound, receiver: Receiver) -> None:
+def test_a_receiver_that_never_answers_is_given_up(hasty: Outbound, receiver: Receiver) -> None:
     receiver.reply = receiver.silent
-    assert why(outbound, receiver.url) is Why.TIMED_OUT
+    assert why(hasty, receiver.url) is Why.TIMED_OUT
 
 
-def test_a_receiver_that_sends_a_byte_now_and_then_gains_no_time(outbound: Outbound, receiver: Receiver) -> None:
+def test_a_receiver_that_sends_a_byte_now_and_then_gains_no_time(hasty: Outbound, receiver: Receiver) -> None:
     def drip(connection: ssl.SSLSocket, _: Received) -> None:
         for byte in b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000:
             connection.sendall(bytes([byte]))
@@ -112,12 +119,12 @@ def test_a_receiver_that_sends_a_byte_now_and_then_gains_no_time(outbound: Outbo
                 return
 
     receiver.reply = drip
-    assert why(outbound, receiver.url) is Why.TIMED_OUT
+    assert why(hasty, receiver.url) is Why.TIMED_OUT
 
 
-def test_a_receiver_that_never_shakes_hands_is_given_up(outbound: Outbound) -> None:
+def test_a_receiver_that_never_shakes_hands_is_given_up(hasty: Outbound) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert why(outbound, f"https://{HOST}:{listener.getsockname()[1]}/") is Why.TIMED_OUT
+        assert why(hasty, f"https://{HOST}:{listener.getsockname()[1]}/") is Why.TIMED_OUT
 
 
 def test_a_port_that_nobody_listens_on_is_a_connection_that_failed(outbound: Outbound) -> None:
