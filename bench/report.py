@@ -12,8 +12,8 @@ from typing import Literal
 from bench import machine
 from bench.rounds import Spread
 
-Unit = Literal["ratio", "decisions/s", "MB", "ms"]
-_DIGITS: dict[str, int] = {"ratio": 2, "decisions/s": 0, "MB": 0, "ms": 2}
+Unit = Literal["ratio", "decisions/s", "MB", "ms", "µs"]
+_DIGITS: dict[str, int] = {"ratio": 2, "decisions/s": 0, "MB": 0, "ms": 2, "µs": 0}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from bench import __main__ as command
 from bench import load, machine, processes
 from bench.report import Row, markdown
 from bench.rounds import interleaved, spread
-from bench.rows import ROWS, batch, client, counting, envoy, revoke, unary
+from bench.rows import ROWS, batch, client, counting, envoy, guard, revoke, unary
 from bench.scale import SMOKE
 from bench.workshop import Workshop
 
@@ -64,6 +64,12 @@ def test_the_python_client_is_compared_with_a_bare_stub_in_threads_and_in_corout
 def test_an_authorizer_whose_questions_are_not_allowed_ends_the_run() -> None:
     with pytest.raises(load.WrongAnswer):
         client._rate(lambda: False, 1)
+
+
+def test_the_interceptor_costs_something(workshop: Workshop) -> None:
+    (row,) = guard.rows(workshop)
+    assert (row.name, row.unit) == ("14", "µs")
+    assert row.found is not None
 
 
 @needs_go

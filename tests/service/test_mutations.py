@@ -32,7 +32,7 @@ from tests.service.world import Broken, Clock, LeasedStore, Waiter, WaitingRoom,
 
 T = TypeVar("T")
 
-# It ends with the first example that is caught. Which are tried depends, for all that is derandomized, on the modules that
+# It ends with the first example that is caught. Which are tried depends, for all that is derandomized, on which modules
 # are loaded, whose constants hypothesis draws: of the rarer faults one example in seventy shows.
 QUICK = settings(
     max_examples=2_000,
