@@ -34,7 +34,8 @@ def main() -> None:
             server.stop(5).wait()
 
     app = make_app(store, authorizer, both)
-    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+    # The middleware says whom to believe about the client's address; uvicorn would believe whoever is on loopback.
+    uvicorn.Server(uvicorn.Config(app, proxy_headers=False, log_level="warning")).run(sockets=[listening])
 
 
 if __name__ == "__main__":
