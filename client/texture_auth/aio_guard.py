@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
 
-from texture_auth.decision import Context, Decision, Question
-from texture_auth.guard import NO_DEVICE, UNMAPPED, BaseGuard, Handler, Served, all_answers
+from texture_auth.aio import AuthorizesAsync
+from texture_auth.decision import Decision, Question
+from texture_auth.guard import NO_DEVICE, UNMAPPED, BaseGuard, Handler, NotingServer, all_answers
 from texture_auth.rechecks import AsyncRechecks, Call
 from texture_auth.rules import Rule, Rules, check, device_reader
 from texture_auth.verdicts import checked, decided, deciding, failed, status_of, too_late
-
-
-class AuthorizesAsync(Protocol):
-    """What answers questions in an event loop: an AsyncAuthorizer, or what stands for one in a test."""
-
-    async def authorize(
-        self,
-        api_key: str,
-        permission: str,
-        device_id: str = "",
-        context: Context | None = None,
-        *,
-        timeout: float | None = None,  # noqa: ASYNC109 - it is the question's, and goes out with it
-        at_least_revision: str = "",
-    ) -> Decision:
-        """Answer one question, as Authorizes does."""
-
-    async def authorize_many(
-        self,
-        questions: Sequence[Question],
-        *,
-        timeout: float | None = None,  # noqa: ASYNC109 - as above
-        at_least_revision: str = "",
-    ) -> list[Decision]:
-        """Answer many questions, as Authorizes does."""
 
 
 class AsyncGuard(BaseGuard):
@@ -288,29 +264,7 @@ class _ReadingContext:
         return getattr(self._context, name)
 
 
-class _Server(grpc.aio.Server):
-    """A server that notes what it is to serve, and starts only if the map names all of it."""
-
-    def __init__(self, guard: AsyncGuard, server: grpc.aio.Server) -> None:
-        self._guard = guard
-        self._server = server
-        self._served = Served()
-
-    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        handlers = tuple(generic_rpc_handlers)
-        self._served.note(handlers)
-        self._server.add_generic_rpc_handlers(handlers)
-
-    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
-        self._served.register(service_name, method_handlers)
-        self._server.add_registered_method_handlers(service_name, method_handlers)
-
-    def add_insecure_port(self, address: str) -> int:
-        return self._server.add_insecure_port(address)
-
-    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
-        return self._server.add_secure_port(address, server_credentials)
-
+class _Server(NotingServer[grpc.aio.Server], grpc.aio.Server):
     async def start(self) -> None:
         check(self._guard.rules, self._served.methods())
         await self._server.start()

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from texture_auth.aio_guard import AuthorizesAsync
+from texture_auth.aio import AuthorizesAsync
 from texture_auth.authorizer import DEFAULT_TIMEOUT, Authorizes
 from texture_auth.decision import Decision, Outcome
 from texture_auth.guard import NO_DEVICE

@@ -12,9 +12,10 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import grpc
+import grpc.aio
 
 from texture_auth.answers import unanswered
 from texture_auth.authorizer import DEFAULT_TIMEOUT, Authorizes
@@ -45,6 +46,7 @@ _SAN = "x509_subject_alternative_name"
 UNMAPPED = Decision(outcome=Outcome.DENIED, reason="METHOD_NOT_MAPPED", http_status_code=403)
 _UNMAPPED_NAME = "(not in the map)"
 
+_S = TypeVar("_S", bound=grpc.Server | grpc.aio.Server)
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
@@ -352,40 +354,6 @@ class _Stream:
         self._send(response)
 
 
-class _Server(grpc.Server):
-    """A server that notes what it is to serve, and starts only if the map names all of it."""
-
-    def __init__(self, guard: BaseGuard, server: grpc.Server) -> None:
-        self._guard = guard
-        self._server = server
-        self._served = Served()
-
-    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        handlers = tuple(generic_rpc_handlers)
-        self._served.note(handlers)
-        self._server.add_generic_rpc_handlers(handlers)
-
-    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
-        self._served.register(service_name, method_handlers)
-        self._server.add_registered_method_handlers(service_name, method_handlers)
-
-    def add_insecure_port(self, address: str) -> int:
-        return self._server.add_insecure_port(address)
-
-    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
-        return self._server.add_secure_port(address, server_credentials)
-
-    def start(self) -> None:
-        check(self._guard.rules, self._served.methods())
-        self._server.start()
-
-    def stop(self, grace: float | None) -> threading.Event:
-        return self._server.stop(grace)
-
-    def wait_for_termination(self, timeout: float | None = None) -> bool:
-        return self._server.wait_for_termination(timeout)
-
-
 class Served:
     """The methods that a server was given to serve."""
 
@@ -405,3 +373,43 @@ class Served:
     def methods(self) -> list[str]:
         """Return the full names of all methods. Raises MapError for a service that is neither told nor described."""
         return [name for service, told in self._methods.items() for name in told or methods_of(service)]
+
+
+class NotingServer(Generic[_S]):
+    """A server that notes what it is to serve, and starts only if the map names all of it."""
+
+    def __init__(self, guard: BaseGuard, server: _S) -> None:
+        self._guard = guard
+        self._server: _S = server
+        self._served = Served()
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Note services, and serve them."""
+        handlers = tuple(generic_rpc_handlers)
+        self._served.note(handlers)
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
+        """Note a service, and serve it."""
+        self._served.register(service_name, method_handlers)
+        self._server.add_registered_method_handlers(service_name, method_handlers)
+
+    def add_insecure_port(self, address: str) -> int:
+        """Listen, and return the port."""
+        return self._server.add_insecure_port(address)
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        """Listen with TLS, and return the port."""
+        return self._server.add_secure_port(address, server_credentials)
+
+
+class _Server(NotingServer[grpc.Server], grpc.Server):
+    def start(self) -> None:
+        check(self._guard.rules, self._served.methods())
+        self._server.start()
+
+    def stop(self, grace: float | None) -> threading.Event:
+        return self._server.stop(grace)
+
+    def wait_for_termination(self, timeout: float | None = None) -> bool:
+        return self._server.wait_for_termination(timeout)
