@@ -20,6 +20,7 @@ from texture.auth.v1.caller_pb2 import ROLE_AUTHORIZER
 
 from server import app
 from server.settings import Settings
+from tests.envoy import pieces
 from tests.envoy.gateway import LOOPBACK, Envoy, Upstream, running_device_api, running_envoy, running_http_upstream
 from tests.harness import Client, Service, TurnedClock, running_service, untraced
 from tests.operate.certificates import Authority
@@ -29,7 +30,6 @@ EXAMPLES = Path(__file__).parents[2] / "client" / "examples"
 READY = EXAMPLES / "envoy" / "envoy.yaml"
 ROUTES = EXAMPLES / "envoy" / "routes.txt"
 _NAME = "spiffe://prod.example/gateway"
-_TYPES = "type.googleapis.com/envoy.extensions"
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         port = nobody.getsockname()[1]
         keys = {"TEXTURE_AUTH_CALLER_KEY": created.caller_key, "PROXIED_CALLER_KEY": proxied.operator_key}
         clusters = [
-            _cluster("http", http.port),
-            _cluster("by_key", by_key, {**_HTTP_2, **_TLS}),
-            _cluster("proxied", int(proxied.address.rpartition(":")[2]), _HTTP_2),
-            _cluster("nobody", port, _HTTP_2),
+            pieces.cluster("http", http.port),
+            pieces.cluster("by_key", by_key, {**pieces.HTTP_2, **_TLS}),
+            pieces.cluster("proxied", int(proxied.address.rpartition(":")[2]), pieces.HTTP_2),
+            pieces.cluster("nobody", port, pieces.HTTP_2),
         ]
         more = {"static_resources": {"listeners": _listeners(), "clusters": clusters}}
         envoy = stack.enter_context(running_envoy(folder, ready(device_api.port, by_certificate), more, **keys))
@@ -163,65 +163,12 @@ def _listener(
     routes.append(_route({"prefix": "/open"}, {"texture-permission": "public"}))
     metadata = {"filter_metadata": {"texture.auth": {"permission": "devices:read", "device-path": "/m/{device_id}"}}}
     routes += [{**_route({"prefix": "/m"}, {}), "metadata": metadata}, _route({"prefix": "/"}, {})]
-    key = {"key": "authorization", "value": f"Bearer %ENVIRONMENT({key_from})%"}
-    ask = {
-        "@type": f"{_TYPES}.filters.http.ext_authz.v3.ExtAuthz",
-        "transport_api_version": "V3",
-        "grpc_service": {"envoy_grpc": {"cluster_name": authorizer}, "timeout": "30s", "initial_metadata": [key]},
-        "status_on_error": {"code": "ServiceUnavailable"},
-        "route_metadata_context_namespaces": ["texture.auth"],
-    }
-    router = {"@type": f"{_TYPES}.filters.http.router.v3.Router"}
-    manager = {
-        "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": name,
-        **settings,
-        "http_filters": [
-            {"name": "envoy.filters.http.ext_authz", "typed_config": ask},
-            {"name": "envoy.filters.http.router", "typed_config": router},
-        ],
-        "route_config": {"virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]},
-    }
-    filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
-    return {"name": name, "address": _address(0), "filter_chains": [{"filters": filters}]}
+    return pieces.listener(name, pieces.asking(authorizer, 30, key_from), routes, **settings)
 
 
 def _route(match: Mapping[str, str], extensions: Mapping[str, str]) -> Mapping[str, Any]:
-    route: dict[str, Any] = {"match": match, "route": {"cluster": "http"}}
-    if extensions:
-        said = {name: value for name, value in extensions.items() if value}
-        own = {"@type": f"{_TYPES}.filters.http.ext_authz.v3.ExtAuthzPerRoute"}
-        route["typed_per_filter_config"] = {
-            "envoy.filters.http.ext_authz": {**own, "check_settings": {"context_extensions": said}}
-        }
-    return route
+    said = {name: value for name, value in extensions.items() if value}
+    return {"match": match, "route": {"cluster": "http"}, **(pieces.saying(said) if said else {})}
 
 
-_HTTP_2 = {
-    "typed_extension_protocol_options": {
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": f"{_TYPES}.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": {"http2_protocol_options": {}},
-        }
-    }
-}
-_TLS = {
-    "transport_socket": {
-        "name": "envoy.transport_sockets.tls",
-        "typed_config": {
-            "@type": f"{_TYPES}.transport_sockets.tls.v3.UpstreamTlsContext",
-            "sni": "localhost",
-            "common_tls_context": {"validation_context": {"trusted_ca": {"filename": "tls/ca.pem"}}},
-        },
-    }
-}
-
-
-def _cluster(name: str, port: int, settings: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    endpoint = {"endpoint": {"address": _address(port)}}
-    endpoints = {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]}
-    return {"name": name, "load_assignment": endpoints, **(settings or {})}
-
-
-def _address(port: int) -> Mapping[str, Any]:
-    return {"socket_address": {"address": LOOPBACK, "port_value": port}}
+_TLS = pieces.tls({"validation_context": {"trusted_ca": {"filename": "tls/ca.pem"}}}, sni="localhost")
