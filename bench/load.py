@@ -6,8 +6,9 @@ import json
 import os
 import struct
 import subprocess
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,22 @@ def write(file: Path, exchanges: Iterable[tuple[Message, Message]]) -> Path:
                 raw = message.SerializeToString(deterministic=True)
                 to.write(struct.pack(">I", len(raw)) + raw)
     return file
+
+
+def arms(
+    of: Mapping[str, tuple[Running, Calls]], concurrency: int, seconds: float
+) -> dict[str, Callable[[], Measured]]:
+    """Return what calls each of several servers for so many seconds, with so many calls in flight, to be compared."""
+    return {
+        name: partial(
+            call,
+            server,
+            replace(calls, concurrency=concurrency, connections=min(2, concurrency)),
+            seconds,
+            warm=seconds / 5,
+        )
+        for name, (server, calls) in of.items()
+    }
 
 
 def call(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
 
 from bench import load, processes
 from bench.report import Row
@@ -36,17 +34,8 @@ def _measure_a_pair(workshop: Workshop, stack: ExitStack, measured: dict[int, di
         arms[name] = (server, workshop.questions(store, [(0, 1)]))
         load.call(*arms[name], scale.warm)
     for concurrency, found in measured.items():
-        calls_of = {
-            name: partial(
-                load.call,
-                server,
-                replace(calls, concurrency=concurrency, connections=min(2, concurrency)),
-                scale.seconds,
-                warm=scale.seconds / 5,
-            )
-            for name, (server, calls) in arms.items()
-        }
-        for name, rounds in interleaved(max(1, scale.rounds // 2), calls_of).items():
+        calls = load.arms(arms, concurrency, scale.seconds)
+        for name, rounds in interleaved(max(1, scale.rounds // 2), calls).items():
             found.setdefault(name, []).extend(rounds)
 
 

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +57,7 @@ def rows(workshop: Workshop) -> list[Row]:
         for server, calls in arms.values():
             load.call(server, calls, scale.warm)
         for concurrency, shape in _SHAPES.items():
-            measured = interleaved(
-                scale.rounds,
-                {
-                    name: partial(
-                        load.call,
-                        server,
-                        replace(calls, concurrency=concurrency, connections=min(2, concurrency)),
-                        scale.seconds,
-                        warm=scale.seconds / 5,
-                    )
-                    for name, (server, calls) in arms.items()
-                },
-            )
+            measured = interleaved(scale.rounds, load.arms(arms, concurrency, scale.seconds))
             found.append(_compared(shape, measured))
     return found
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
 
 from bench import cerbos, load, processes, servers
 from bench.load import Calls, Measured
@@ -50,17 +48,7 @@ def rows(workshop: Workshop, *, with_cerbos: bool = True) -> list[Row]:
         for server, calls in candidates.values():
             load.call(server, calls, scale.warm)
         for concurrency, shape in _SHAPES.items():
-            arms = {
-                name: partial(
-                    load.call,
-                    server,
-                    replace(calls, concurrency=concurrency, connections=min(2, concurrency)),
-                    scale.seconds,
-                    warm=scale.seconds / 5,
-                )
-                for name, (server, calls) in candidates.items()
-            }
-            measured = interleaved(scale.rounds, arms)
+            measured = interleaved(scale.rounds, load.arms(candidates, concurrency, scale.seconds))
             found += _compared(shape, measured)
     return found
 
