@@ -13,8 +13,8 @@ import queue
 import secrets as randomness
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -37,7 +37,7 @@ from server.outbound import Answered, NotPosted
 from server.service.base import Resources
 from server.service.sealing import CannotUnseal
 from server.service.webhooks import open_secrets
-from server.store.contract import EventFilter, Notes, Reader, StoreUnavailable, WebhookStanding
+from server.store.contract import EventFilter, Notes, Reader, StoreUnavailable, WebhookOutcome, WebhookStanding
 
 # For how long a process has a delivery to itself: more than an attempt takes, the resolution of a name included.
 LEASE = timedelta(seconds=30)
@@ -45,13 +45,16 @@ LEASE = timedelta(seconds=30)
 # the rest to themselves.
 MOST_AT_ONCE = 64
 MOST_FAILING_AT_ONCE = 32
-# And for one endpoint.
+# And for one endpoint: more of those that took the last one at once, so that what has piled up goes quickly.
 FOR_ONE = 2
+FOR_ONE_QUICK = 8
 FOR_ONE_FAILING = 1
+QUICK_SECONDS = 1.0
 # How many events of an endpoint one transaction makes deliveries of.
 EVENTS_AT_ONCE = 200
 # How often it is looked whether there is anything to do, which costs next to nothing; less often where there is no
-# endpoint.
+# endpoint. All that was done since the last look is noted together: on SQLite each commit costs the next decision a
+# look at what changed.
 LOOK_SECONDS = 0.05
 LOOK_IDLE_SECONDS = 0.5
 # How long is waited after the store could not be asked.
@@ -88,12 +91,27 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What became of an attempt. `told` is False where the endpoint was not to blame, since it was not asked."""
+class _Attempt:
+    """An attempt that ended, and at which endpoint; None where nothing was sent, or it is left to the lease.
 
-    delivery: WebhookDelivery
-    told: bool = True
+    `gone` says that the receiver wants no more, and `seconds` for how long it was asked.
+    """
+
+    claimed: Claimed
+    endpoint: WebhookEndpoint | None = None
+    outcome: WebhookOutcome | None = None
     gone: bool = False
+    seconds: float = 0.0
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the receiver took it."""
+        return self.outcome is not None and self.outcome.delivery.state is WebhookDeliveryState.DELIVERED
+
+    @property
+    def failed(self) -> bool:
+        """Whether the receiver was asked, and did not take it."""
+        return self.outcome is not None and self.outcome.told and not self.arrived
 
 
 @dataclass(slots=True)
@@ -101,15 +119,17 @@ class _Room:
     """How many more attempts may begin: in all, and of endpoints that are failing, with those `in_flight` of each."""
 
     in_flight: Counter[str]
+    quick: Collection[str]
     total: int
     failing: int
 
     def of(self, standing: WebhookStanding) -> int:
         """Return how many more may begin of an endpoint; 0 or less where none."""
         under_way = self.in_flight[standing.webhook_endpoint_id]
-        if standing.failing_since is None:
-            return min(FOR_ONE - under_way, self.total)
-        return min(FOR_ONE_FAILING - under_way, self.total, self.failing)
+        if standing.failing_since is not None:
+            return min(FOR_ONE_FAILING - under_way, self.total, self.failing)
+        most = FOR_ONE_QUICK if standing.webhook_endpoint_id in self.quick else FOR_ONE
+        return min(most - under_way, self.total)
 
     def take(self, standing: WebhookStanding, count: int) -> None:
         """Count attempts that begin."""
@@ -140,14 +160,14 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._in_flight: Counter[str] = Counter()
         self._failing: set[str] = set()
+        self._quick: set[str] = set()
+        self._ended: list[_Attempt] = []
         self._idle = threading.Condition(self._lock)
         self._seen: object = None
         self._next_due: datetime | None = None
-        self._again = threading.Event()
         self._endpoints = False
         self._complaining = False
         self._stopping = threading.Event()
-        self._stopped = False
         self._hands = _Hands(self._deliver)
         self._thread = threading.Thread(target=self._keep, name="webhooks", daemon=True)
 
@@ -166,16 +186,20 @@ class Dispatcher:
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
         with self._idle:
-            self._idle.wait_for(lambda: not self._in_flight.total(), max(0.0, until - time.monotonic()))
-            self._stopped = True
+            self._idle.wait_for(lambda: len(self._ended) == self._in_flight.total(), max(0.0, until - time.monotonic()))
+        self._note()
         self._hands.stop()
 
     def turn(self) -> None:
-        """Make deliveries of new events, take what is due, and have it sent. Raises StoreUnavailable."""
-        self._again.clear()
+        """Note what was done, make deliveries of new events, take what is due, and have it sent.
+
+        Raises StoreUnavailable.
+        """
+        self._note()
         with self._store_lock, self._resources.store.read() as reader:
             standings = reader.webhook_standings()
         self._endpoints = bool(standings)
+        self._quick &= {standing.webhook_endpoint_id for standing in standings}
         room = self._room()
         free = [standing for standing in standings if room.of(standing) > 0]
         now = self._resources.clock()
@@ -198,7 +222,8 @@ class Dispatcher:
         now = self._resources.time(notes)
         for standing in behind:
             if notes.make_webhook_deliveries(standing.webhook_endpoint_id, now, EVENTS_AT_ONCE):
-                self._again.set()
+                # The rest at the next look and not at once: others want to write too.
+                self._seen = None
         claimed: list[Claimed] = []
         for standing in due:
             most = room.of(standing)
@@ -213,7 +238,10 @@ class Dispatcher:
         with self._lock:
             of_failing = sum(self._in_flight[one] for one in self._failing)
             return _Room(
-                Counter(self._in_flight), MOST_AT_ONCE - self._in_flight.total(), MOST_FAILING_AT_ONCE - of_failing
+                Counter(self._in_flight),
+                self._quick,
+                MOST_AT_ONCE - self._in_flight.total(),
+                MOST_FAILING_AT_ONCE - of_failing,
             )
 
     def _begin(self, claimed: Claimed) -> None:
@@ -224,88 +252,124 @@ class Dispatcher:
                 self._failing.add(webhook_endpoint_id)
         self._hands.do(claimed)
 
-    def _end(self, claimed: Claimed) -> None:
-        webhook_endpoint_id = claimed.delivery.webhook_endpoint_id
-        with self._idle:
-            self._in_flight[webhook_endpoint_id] -= 1
-            if not self._in_flight[webhook_endpoint_id]:
-                del self._in_flight[webhook_endpoint_id]
-                self._failing.discard(webhook_endpoint_id)
-            self._idle.notify_all()
-        self._again.set()
-
     def _deliver(self, claimed: Claimed) -> None:
-        """Attempt a delivery, and note what became of it. Where that fails, it comes again when the lease is over."""
+        """Attempt a delivery. Where that fails, it comes again when the lease is over."""
         names = {
             "webhook_endpoint_id": claimed.delivery.webhook_endpoint_id,
             "webhook_delivery_id": claimed.delivery.webhook_delivery_id,
         }
+        ended = _Attempt(claimed)
         try:
-            self._attempt(claimed)
+            ended = self._attempt(claimed)
         except StoreUnavailable as error:
             _log.warning("webhook left to the end of its lease", cause=str(error), **names)
         except Exception as error:  # noqa: BLE001 - whatever it was, other deliveries are not to blame
             _log.error("webhook failed", exc_info=error, **names)
         finally:
-            self._end(claimed)
+            with self._idle:
+                self._ended.append(ended)
+                self._idle.notify_all()
 
-    def _attempt(self, claimed: Claimed) -> None:
+    def _attempt(self, claimed: Claimed) -> _Attempt:
         delivery = claimed.delivery
         with self._store_lock, self._resources.store.read() as reader:
             endpoint = reader.webhook_endpoint(delivery.webhook_endpoint_id)
             event = _event(reader, delivery.event_id)
         if endpoint is None or endpoint.state is not WebhookEndpointState.ACTIVE:
-            return
-        outcome = self._send(endpoint, delivery, event)
-        done = outcome.delivery
-        with self._store_lock:
-            if self._stopped:
-                return
-            with self._resources.store.note() as notes:
-                notes.note_webhook_outcome(done, told=outcome.told)
-        _log.info(
-            "webhook",
-            webhook_endpoint_id=endpoint.webhook_endpoint_id,
-            webhook_delivery_id=done.webhook_delivery_id,
-            type=done.event_type,
-            state=done.state.value,
-            attempt=done.attempts,
-            http_status_code=done.last_http_status_code,
-            error=done.last_error,
-        )
-        if outcome.gone:
-            self._disable(endpoint, WebhookDisableReason.GONE)
-        elif outcome.told and done.state is not WebhookDeliveryState.DELIVERED and self._is_dead(claimed):
-            self._disable(endpoint, WebhookDisableReason.FAILING)
+            return _Attempt(claimed)
+        begun = time.monotonic()
+        outcome, gone = self._send(endpoint, delivery, event)
+        return _Attempt(claimed, endpoint, outcome, gone, time.monotonic() - begun)
+
+    def _note(self) -> None:
+        """Note what became of the attempts that ended, those at one endpoint together."""
+        with self._lock:
+            ended, self._ended = self._ended, []
+        by_endpoint: dict[str, list[_Attempt]] = defaultdict(list)
+        for attempt in ended:
+            by_endpoint[attempt.claimed.delivery.webhook_endpoint_id].append(attempt)
+        for webhook_endpoint_id, attempts in by_endpoint.items():
+            try:
+                self._note_those_of(webhook_endpoint_id, attempts)
+            except StoreUnavailable as error:
+                _log.warning(
+                    "webhooks left to the end of their leases",
+                    cause=str(error),
+                    webhook_endpoint_id=webhook_endpoint_id,
+                    count=len(attempts),
+                )
+            finally:
+                self._end(webhook_endpoint_id, len(attempts))
+
+    def _note_those_of(self, webhook_endpoint_id: str, attempts: Sequence[_Attempt]) -> None:
+        outcomes = [attempt.outcome for attempt in attempts if attempt.outcome is not None]
+        if outcomes:
+            with self._store_lock, self._resources.store.note() as notes:
+                notes.note_webhook_outcomes(webhook_endpoint_id, outcomes)
+        for outcome in outcomes:
+            done = outcome.delivery
+            _log.info(
+                "webhook",
+                webhook_endpoint_id=webhook_endpoint_id,
+                webhook_delivery_id=done.webhook_delivery_id,
+                type=done.event_type,
+                state=done.state.value,
+                attempt=done.attempts,
+                http_status_code=done.last_http_status_code,
+                error=done.last_error,
+            )
+        if all(attempt.arrived and attempt.seconds < QUICK_SECONDS for attempt in attempts):
+            self._quick.add(webhook_endpoint_id)
+        else:
+            self._quick.discard(webhook_endpoint_id)
+        for attempt in attempts:
+            if attempt.endpoint is not None and attempt.gone:
+                self._disable(attempt.endpoint, WebhookDisableReason.GONE)
+            elif attempt.endpoint is not None and attempt.failed and self._is_dead(attempt.claimed):
+                self._disable(attempt.endpoint, WebhookDisableReason.FAILING)
+
+    def _end(self, webhook_endpoint_id: str, count: int) -> None:
+        """Make room for other attempts."""
+        with self._lock:
+            self._in_flight[webhook_endpoint_id] -= count
+            if not self._in_flight[webhook_endpoint_id]:
+                del self._in_flight[webhook_endpoint_id]
+                self._failing.discard(webhook_endpoint_id)
 
     def _is_dead(self, claimed: Claimed) -> bool:
         since = claimed.failing_since
         return since is not None and self._resources.clock() - since >= DISABLE_AFTER
 
-    def _send(self, endpoint: WebhookEndpoint, delivery: WebhookDelivery, event: Event | None) -> _Outcome:
-        """Make one attempt, and return what became of it."""
+    def _send(
+        self, endpoint: WebhookEndpoint, delivery: WebhookDelivery, event: Event | None
+    ) -> tuple[WebhookOutcome, bool]:
+        """Make one attempt; return what became of it, and whether the receiver is gone."""
         clock = self._resources.clock
         now = clock()
+
+        def without_asking(error: str, *, final: bool = False) -> tuple[WebhookOutcome, bool]:
+            outcome = failed(delivery, None, error, now, part=self._chance(), final=final)
+            return WebhookOutcome(outcome, told=False), False
+
         if event is None and delivery.event_id is not None:
-            return _Outcome(failed(delivery, None, "event_not_kept", now, part=self._chance(), final=True), told=False)
+            return without_asking("event_not_kept", final=True)
         try:
             secrets = open_secrets(endpoint, self._resources.peppers, now)
         except (CannotUnseal, Refusal):
-            return _Outcome(failed(delivery, None, "secret_unreadable", now, part=self._chance()), told=False)
+            return without_asking("secret_unreadable")
         payload = trial_payload(endpoint, now) if event is None else payload_of(event)
         headers, body = signed_message(delivery.webhook_delivery_id, payload, secrets, now)
         try:
             answered = self._poster.post(endpoint.url, headers, body)
         except NotPosted as error:
-            return _Outcome(failed(delivery, None, error.why.value, clock(), part=self._chance()))
+            return WebhookOutcome(failed(delivery, None, error.why.value, clock(), part=self._chance())), False
         now = clock()
         if answered.status in _SUCCESS:
-            return _Outcome(succeeded(delivery, answered.status, now))
+            return WebhookOutcome(succeeded(delivery, answered.status, now)), False
         gone = answered.status == _GONE
         after = retry_after(answered.retry_after, now)
-        return _Outcome(
-            failed(delivery, answered.status, "", now, part=self._chance(), retry_after=after, final=gone), gone=gone
-        )
+        outcome = failed(delivery, answered.status, "", now, part=self._chance(), retry_after=after, final=gone)
+        return WebhookOutcome(outcome), gone
 
     def _disable(self, endpoint: WebhookEndpoint, reason: WebhookDisableReason) -> None:
         """Send nothing more to an endpoint, unless it was changed meanwhile."""
@@ -337,13 +401,13 @@ class Dispatcher:
                 self._stopping.wait(PAUSE_SECONDS)
 
     def _is_news(self) -> bool:
-        """Tell whether anything was committed since the last time, or has become due."""
+        """Tell whether anything was committed since the last time, has become due, or was done."""
         store, cache = self._resources.store, self._resources.cache
         version = store.version() or cache.applied
         news = version is None or version != self._seen
         self._seen = version
         due = self._next_due is not None and self._resources.clock() >= self._next_due
-        return news or due or self._again.is_set()
+        return news or due or bool(self._ended)
 
 
 class _Hands:

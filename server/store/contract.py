@@ -207,6 +207,14 @@ class WebhookStanding:
     failing_since: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class WebhookOutcome:
+    """A delivery as it stands after an attempt. It was not `told` where its endpoint was not even asked."""
+
+    delivery: WebhookDelivery
+    told: bool = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookReplay:
     """Which deliveries of an endpoint to try again: those of some ids, or those that failed, created since a time."""
@@ -572,8 +580,8 @@ class Notes(Reader, Protocol):
         Nobody else is given them `until` a time, when they are due again. Return them as they are then.
         """
 
-    def note_webhook_outcome(self, outcome: WebhookDelivery, *, told: bool = True) -> bool:
-        """Store what became of an attempt; tell whether it was.
+    def note_webhook_outcomes(self, webhook_endpoint_id: str, outcomes: Sequence[WebhookOutcome]) -> int:
+        """Store what became of attempts at an endpoint, in the order in which they ended; return of how many it was.
 
         It is not where the delivery is no longer pending after just that many attempts: somebody else has it, or had.
         An endpoint counts as failing since the first of its failures that no delivery came after, of those in which it

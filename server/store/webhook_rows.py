@@ -25,7 +25,7 @@ from server.domain.model import (
 )
 from server.domain.webhooks import new_delivery
 from server.store import tables
-from server.store.contract import Cursor, Duplicate, EventFilter, Page, WebhookReplay, WebhookStanding
+from server.store.contract import Cursor, Duplicate, EventFilter, Page, WebhookOutcome, WebhookReplay, WebhookStanding
 from server.store.fields import instant
 from server.store.statements import storable
 
@@ -332,29 +332,28 @@ class WebhookNoting(WebhookReading):
         claimed = self._rows(table.select().where(table.number.in_(numbers)).order_by(table.number))
         return [to_delivery(row) for row in claimed]
 
-    def note_webhook_outcome(self, outcome: WebhookDelivery, *, told: bool = True) -> bool:
-        """Store what became of an attempt."""
+    def note_webhook_outcomes(self, webhook_endpoint_id: str, outcomes: Sequence[WebhookOutcome]) -> int:
+        """Store what became of attempts."""
         progress, table = tables.WebhookProgress, tables.WebhookDelivery
-        mine = progress.webhook_endpoint_id == outcome.webhook_endpoint_id
-        if outcome.state is WebhookDeliveryState.DELIVERED:
-            progress.update(failing_since=None).where(mine & progress.failing_since.is_null(False)).execute(
-                self._database
-            )
-        elif told:
-            progress.update(failing_since=outcome.last_attempt_time).where(
-                mine & progress.failing_since.is_null()
-            ).execute(self._database)
-        row = delivery_row(outcome)
-        noted = (
-            table.update(row)
+        mine = progress.webhook_endpoint_id == webhook_endpoint_id
+        for outcome in outcomes:
+            if outcome.delivery.state is WebhookDeliveryState.DELIVERED:
+                since, changes = None, progress.failing_since.is_null(False)
+            elif outcome.told:
+                since, changes = outcome.delivery.last_attempt_time, progress.failing_since.is_null()
+            else:
+                continue
+            progress.update(failing_since=since).where(mine & changes).execute(self._database)
+        return sum(
+            table.update(delivery_row(outcome.delivery))
             .where(
-                (table.webhook_delivery_id == outcome.webhook_delivery_id)
+                (table.webhook_delivery_id == outcome.delivery.webhook_delivery_id)
                 & (table.state == _PENDING)
-                & (table.attempts == outcome.attempts)
+                & (table.attempts == outcome.delivery.attempts)
             )
             .execute(self._database)
+            for outcome in outcomes
         )
-        return bool(noted)
 
     def prune_webhook_deliveries(self, before: datetime, limit: int) -> int:
         """Delete old deliveries."""

@@ -19,7 +19,7 @@ from server.domain.model import (
     WebhookSecret,
 )
 from server.domain.webhooks import GIVE_UP_AFTER, failed, new_delivery, succeeded
-from server.store.contract import Duplicate, PepperUsage, Store, WebhookReplay
+from server.store.contract import Duplicate, PepperUsage, Store, WebhookOutcome, WebhookReplay
 from server.store.peewee_store import Engine
 from tests.builders import NOW, make_key
 from tests.store.support import OTHER_WORKSPACE_ID, Threads, abandoned, changes_of, dump, populate, read_all
@@ -84,9 +84,9 @@ def claim(store: Store, now: datetime = NOW, limit: int = 100) -> list[WebhookDe
         return list(notes.claim_webhook_deliveries(ENDPOINT_ID, now, now + MINUTE, limit))
 
 
-def note(store: Store, outcome: WebhookDelivery, *, told: bool = True) -> bool:
+def note(store: Store, *deliveries: WebhookDelivery, told: bool = True) -> int:
     with store.note() as notes:
-        return notes.note_webhook_outcome(outcome, told=told)
+        return notes.note_webhook_outcomes(ENDPOINT_ID, [WebhookOutcome(one, told) for one in deliveries])
 
 
 def deliveries(store: Store, state: WebhookDeliveryState | None = None) -> list[WebhookDelivery]:
@@ -316,12 +316,26 @@ class WebhookPromises:
         assert standing(telling).failing_since is None
         note(telling, failed(five, 500, "", NOW + 4 * MINUTE, part=1))
         assert standing(telling).failing_since == NOW + 4 * MINUTE
+        assert len({one.last_attempt_time for one in deliveries(telling)}) == 5
         with telling.write() as writer:
             writer.replace_webhook_endpoint(endpoint(description="as it was"))
         assert standing(telling).failing_since == NOW + 4 * MINUTE
         with telling.write() as writer:
             writer.replace_webhook_endpoint(endpoint(url="https://mended.example/"))
         assert standing(telling).failing_since is None
+
+    @pytest.mark.parametrize("succeeds", [0, 1, 2])
+    def test_outcomes_that_are_noted_together_count_in_their_order(self, telling: Store, succeeds: int) -> None:
+        record(telling, *(event() for _ in range(3)))
+        make(telling)
+        outcomes = [
+            succeeded(one, 200, NOW) if number == succeeds else failed(one, 500, "", NOW + number * MINUTE, part=1)
+            for number, one in enumerate(claim(telling))
+        ]
+        assert note(telling, *outcomes) == 3
+        assert deliveries(telling) == outcomes[::-1]
+        later = [number for number in range(3) if number > succeeds]
+        assert standing(telling).failing_since == (NOW + later[0] * MINUTE if later else None)
 
     def test_an_endpoint_that_becomes_active_is_not_failing(self, telling: Store) -> None:
         record(telling, event())

@@ -385,6 +385,33 @@ def test_receivers_that_never_answer_hold_up_no_other(
             assert not any(found.HasField("last_attempt_time") for found in deliveries(grid, one))
 
 
+@pytest.mark.parametrize(("quick_seconds", "at_once"), [(3600, 8), (0, 2)])
+def test_a_receiver_that_took_the_last_webhook_at_once_is_sent_more_at_a_time(
+    grid: Service,
+    receiver: Receiver,
+    certificate: Certificate,
+    monkeypatch: pytest.MonkeyPatch,
+    quick_seconds: int,
+    at_once: int,
+) -> None:
+    monkeypatch.setattr("server.service.deliveries.QUICK_SECONDS", quick_seconds)
+    monkeypatch.setattr(grid.app._dispatcher._poster, "_total_seconds", 3600)
+    with receiving(certificate) as watched:
+        created = create(grid, watched.url, event_types=["key.created"])
+        make_key(grid)
+        wait_for_state(grid, created, WEBHOOK_DELIVERY_STATE_DELIVERED)
+        watched.reply = watched.silent
+        for _ in range(10):
+            make_key(grid)
+        watched.wait_for(1 + at_once)
+        # Another is told of ten events, one after another, so there was time for more.
+        create(grid, receiver.url, event_types=["key.revoked"])
+        for count in range(1, 11):
+            revoke(grid, make_key(grid).key.key_id)
+            receiver.wait_for(count)
+        assert len(watched.received) == 1 + at_once
+
+
 def test_endpoints_that_are_failing_leave_room_for_those_that_are_not(
     grid: Service, receiver: Receiver, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
