@@ -38,8 +38,8 @@ def warnings(service: Service) -> list[tuple[str, int]]:
 
 def pass_days(service: Service, days: int) -> None:
     """Let days go by, with the chore done every few hours."""
-    for _ in range(days * 6):
-        service.clock.turn(4 * HOUR)
+    for _ in range(days * 3):
+        service.clock.turn(8 * HOUR)
         warn(service)
 
 

@@ -41,7 +41,18 @@ Ids: TypeAlias = "dict[str, str]"
 
 @pytest.fixture
 def ids(service: Service) -> Ids:
-    """The ids of what the calls are about: a live key, a suspended one, a caller."""
+    """The ids of what the calls are about."""
+    return prepared(service)
+
+
+@pytest.fixture(scope="module")
+def shared_ids(module_service: Service) -> Ids:
+    """The same, for those whose calls change nothing."""
+    return prepared(module_service)
+
+
+def prepared(service: Service) -> Ids:
+    """Make what the calls are about: a live key, a suspended one, one that was rotated, a caller."""
     make_workspace(service)
     register(service, "device-1", "device-2")
     service.caller("device-api", ROLE_AUTHORIZER)
@@ -227,7 +238,9 @@ def entity(response: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("method", CALLS)
-def test_a_repeat_changes_nothing_and_says_what_was_done(service: Service, ids: Ids, method: str) -> None:
+def test_a_repeat_changes_nothing_and_says_what_was_done_and_another_request_under_its_id_is_refused(
+    service: Service, ids: Ids, method: str
+) -> None:
     call = CALLS[method]
     before = count_rows(service, "event")
     first = call.make(service.operator, call.request(ids), "again-1")
@@ -245,35 +258,25 @@ def test_a_repeat_changes_nothing_and_says_what_was_done(service: Service, ids: 
         assert entity(again) == entity(first)
         if method == "RemoveDevices":
             assert (list(first.removed_device_ids), list(again.removed_device_ids)) == (["device-1"], [])
-    assert count_rows(service, "event") == events
-    assert current_revision(service) == revision
-
-
-@pytest.mark.parametrize("method", CALLS)
-def test_a_request_id_of_another_request_is_refused(service: Service, ids: Ids, method: str) -> None:
-    call = CALLS[method]
-    call.make(service.operator, call.request(ids), "again-1")
-    events = count_rows(service, "event")
-
     error = refused(call.make, service.operator, call.other(ids), "again-1")
-
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
     assert set(error.violations) == {"request_id"}
     assert count_rows(service, "event") == events
+    assert current_revision(service) == revision
 
 
 REQUEST_IDS = ["a b", "a\n", "é", "\x00", "\x7f", "x" * 129, " "]
 
 
 @pytest.mark.parametrize("method", CALLS)
-def test_a_request_id_that_cannot_be_is_refused(service: Service, ids: Ids, method: str) -> None:
+def test_a_request_id_that_cannot_be_is_refused(shared_service: Service, shared_ids: Ids, method: str) -> None:
     call = CALLS[method]
-    events = count_rows(service, "event")
+    client, events = shared_service.operator, count_rows(shared_service, "event")
 
-    errors = [refused(call.make, service.operator, call.request(ids), request_id) for request_id in REQUEST_IDS]
+    errors = [refused(call.make, client, call.request(shared_ids), request_id) for request_id in REQUEST_IDS]
 
     assert {(error.code, *error.violations) for error in errors} == {(grpc.StatusCode.INVALID_ARGUMENT, "request_id")}
-    assert count_rows(service, "event") == events
+    assert count_rows(shared_service, "event") == events
 
 
 @pytest.mark.parametrize("request_id", ["x", "~" * 128, "0192f7a4-8d5c-7a31-b1f0-9e6f3c1f8a55", "';--"])

@@ -260,9 +260,8 @@ def test_an_empty_filter_is_refused(grid: Service) -> None:
     assert get_key(grid, made.key.key_id) == made.key
 
 
-@pytest.fixture
-def crowd(grid: Service) -> dict[str, str]:
-    """The ids of keys that differ in all that a filter looks at, by name; an hour lies between one and the next."""
+def make_crowd(grid: Service) -> dict[str, str]:
+    """Return ids of keys that differ in all that a filter looks at, by name; an hour lies between one and the next."""
     made: dict[str, str] = {}
 
     def note(name: str, key_id: str) -> None:
@@ -282,6 +281,12 @@ def crowd(grid: Service) -> dict[str, str]:
     note("revoked", make_key(grid, labels={"team": "a"}, on_behalf_of_key_id=made["plain"]).key.key_id)
     revoke(grid, made["revoked"])
     return made
+
+
+@pytest.fixture(scope="module")
+def crowd(module_grid: Service) -> dict[str, str]:
+    """A crowd that nobody changes."""
+    return make_crowd(module_grid)
 
 
 START = -8 * HOUR
@@ -338,9 +343,20 @@ FILTERS: dict[str, tuple[Filter, set[str]]] = {
 
 
 @pytest.mark.parametrize("what", FILTERS)
-def test_exactly_the_keys_that_match_every_field_of_the_filter_are_ended(
-    grid: Service, crowd: dict[str, str], what: str
+def test_exactly_the_keys_that_match_every_field_of_the_filter_are_shown(
+    shared_grid: Service, crowd: dict[str, str], what: str
 ) -> None:
+    make, expected = FILTERS[what]
+    names = {key_id: name for name, key_id in crowd.items()}
+
+    shown = show(shared_grid, **make(crowd, shared_grid))
+
+    assert (shown.count, {names[key_id] for key_id in shown.key_ids}) == (len(expected), expected)
+
+
+@pytest.mark.parametrize("what", ["connect keys", "an end user's", "nobody's", "two labels", "from a time on"])
+def test_exactly_the_keys_that_are_shown_are_ended(grid: Service, what: str) -> None:
+    crowd = make_crowd(grid)
     make, expected = FILTERS[what]
     fields = make(crowd, grid)
     before = {name: get_key(grid, key_id) for name, key_id in crowd.items()}
