@@ -8,7 +8,7 @@ BREAKING := PATH="$(CURDIR)/$(BIN):$$PATH" .ci/breaking
 # How much `make soak` asks, and for how long at most.
 DECISIONS ?= 10000000
 SECONDS ?= 7200
-# How often it kills a server after that.
+# How often it kills a server under load on each database after that.
 KILLS ?= 500
 # Of which language `make stubs` makes stubs, and where.
 LANGUAGE ?=

@@ -286,7 +286,8 @@ def act_two(story: Story, receiver: Receiver) -> None:
     story.ask("  in a browser", leaked.api_key, "devices:command", "charger-9", "KEY_EXPOSED", BROWSER)
     asked = time.monotonic()
     story.ask("  in the backend, from then on", leaked.api_key, "devices:read", "charger-9", "KEY_REVOKED")
-    heard = receiver.wait_for(1)[0]
+    receiver.wait_for(2)
+    (heard,) = receiver.of_type("key.exposed")
     payload = heard.payload
     found = (payload["type"], payload["data"]["subject_id"], heard.signed_by(owner.signing_secret))
     story.check("its owner", "is told by a signed webhook", found, ("key.exposed", leaked.key.key_id, True))

@@ -22,6 +22,9 @@ SOURCE_LENGTH = 100
 BROWSER = "browser"
 SEEN = "seen in a browser or an app"
 
+# The events of what a policy does to a key.
+_ENDED = {KeyState.REVOKED: EventType.KEY_REVOKED, KeyState.SUSPENDED: EventType.KEY_SUSPENDED}
+
 # A piece of a secret that is shorter tells nothing.
 _TELLING = 8
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
@@ -82,12 +85,18 @@ def expose(key: Key, generation: Generation, policy: ExposurePolicy, reason: str
 
 def describe_exposure(
     origin: Origin, before: Key | Caller, after: Key | Caller, found: Sighting, now: datetime
-) -> Event:
-    """Return the event of an exposure, which says where it was found and by whom."""
+) -> list[Event]:
+    """Return the events of an exposure: its own, which says where it was found and by whom, and what it came to.
+
+    Who waits for keys that are revoked or suspended needs to know of no other reason why they are.
+    """
     event_type = EventType.CALLER_EXPOSED if isinstance(after, Caller) else EventType.KEY_EXPOSED
     event = describe(event_type, origin, before, after, now)
     where = {"exposure_source": found.source, "exposure_url": found.url}
-    return replace(event, after={**(event.after or {}), **where})
+    events = [replace(event, after={**(event.after or {}), **where})]
+    if isinstance(before, Key) and isinstance(after, Key) and before.state is not after.state:
+        events.append(describe(_ENDED[after.state], origin, before, after, now))
+    return events
 
 
 def _contained(key: Key, policy: ExposurePolicy, reason: str, now: datetime) -> Key:

@@ -75,10 +75,10 @@ class _Pending:
 
 @dataclass(frozen=True, slots=True)
 class _Deed:
-    """What is to be written down about a key."""
+    """What is to be written down about a key; the first of the events is about the exposure itself."""
 
     after: Key
-    event: Event
+    events: Sequence[Event]
     changed: bool
     suspected: Exposed | None = None
 
@@ -282,14 +282,14 @@ def _deed(
         if number in numbers and not (place in told and now < told[place] + SUSPICION_PERIOD):
             origin = Origin(caller_id=pending.caller_id, reason=_WORDS[exposure])
             event = describe(EventType.KEY_EXPOSURE_SUSPECTED, origin, before, before, now)
-            return _Deed(before, event, changed=False, suspected=place)
+            return _Deed(before, [event], changed=False, suspected=place)
     return None
 
 
 def _write_down(writer: Writer, deeds: Sequence[_Deed], now: datetime) -> None:
     writer.replace_keys([deed.after for deed in deeds if deed.changed])
     writer.note_exposures([deed.suspected for deed in deeds if deed.suspected is not None], now)
-    writer.record(deed.event for deed in deeds)
+    writer.record(event for deed in deeds for event in deed.events)
 
 
 def _tell(deed: _Deed) -> None:
@@ -300,5 +300,5 @@ def _tell(deed: _Deed) -> None:
         key_id=key.key_id,
         workspace_id=key.workspace_id,
         state=key.state.value,
-        reason=deed.event.origin.reason,
+        reason=deed.events[0].origin.reason,
     )

@@ -10,7 +10,7 @@ import structlog
 
 from server.domain.decision import find_generation
 from server.domain.errors import Refusal
-from server.domain.events import Event, Origin
+from server.domain.events import Event, EventType, Origin
 from server.domain.kinds import TOKEN_KIND, ExposurePolicy
 from server.domain.leaks import ExposureOutcome, Sighting, describe_exposure, expose, sighting
 from server.domain.model import Caller, Generation, Key, KeyState
@@ -176,7 +176,7 @@ class _Ledger:
         new = self._act and self._is_new(known)
         # Without a URL there is nothing to add to what was written down about the secret before.
         if after != before or (new and known.found.url):
-            self._events.append(describe_exposure(self._because(known.found), before, after, known.found, self._now))
+            self._events += describe_exposure(self._because(known.found), before, after, known.found, self._now)
         if new:
             self._new[known.exposed] = None
         if after != before:
@@ -193,7 +193,7 @@ class _Ledger:
     def _deal_with_caller(self, known: _Known, caller: Caller) -> Reported:
         if self._act and self._is_new(known):
             self._new[known.exposed] = None
-            self._events.append(describe_exposure(self._because(known.found), caller, caller, known.found, self._now))
+            self._events += describe_exposure(self._because(known.found), caller, caller, known.found, self._now)
         return Reported(ExposureOutcome.CALLER_KEY, caller.key_id)
 
     def _is_new(self, known: _Known) -> bool:
@@ -212,13 +212,13 @@ class _Ledger:
         """Tell people what was found, now that it is stored."""
         for event in self._events:
             after = event.after or {}
-            if "caller_id" in after:
+            if event.type is EventType.CALLER_EXPOSED:
                 _log.error(
                     "the key of a caller is exposed: rotate it at once",
                     exposed_caller_id=event.subject_id,
                     reason=event.origin.reason,
                 )
-            else:
+            elif event.type is EventType.KEY_EXPOSED:
                 _log.warning(
                     "key exposed",
                     key_id=event.subject_id,

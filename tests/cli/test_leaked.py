@@ -161,8 +161,9 @@ class TestReportExposed:
         ]
         assert rows[2][0] == "UNKNOWN"
         assert server_key.rpartition("_")[2][:8] not in said.output
-        event = acme.json("keys", "events", server_id)["events"][-1]
+        event, end = acme.json("keys", "events", server_id)["events"][-2:]
         assert (event["type"], event["after"]["exposure_url"]) == ("key.exposed", "https://paste.example/1")
+        assert end["type"] == "key.revoked"
         assert acme.json("keys", "get", server_id)["key"]["state"] == "KEY_STATE_REVOKED"
 
     def test_more_than_one_call_carries_are_reported(self, acme: Cli) -> None:

@@ -77,12 +77,12 @@ def soak(decisions: int, seconds: float, seed: int, console: Console) -> list[_T
 
 
 def kill(kills: int, seed: int, console: Console) -> list[str]:
-    """Kill so many servers, half of them on each database; return what was wrong after that."""
+    """Kill so many servers on each database; return what was wrong after that."""
     wrong = []
     with running_postgres(durable=True) as postgres:
         for name, database in (("SQLite", None), ("Postgres", postgres)):
             with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-                outcome = killing.run(Path(folder), database, kills // 2, seed)
+                outcome = killing.run(Path(folder), database, kills, seed)
             console.print(
                 f"{name}: {outcome.kills} kills, {len(outcome.acknowledged):,} changes acknowledged, "
                 f"{outcome.unanswered:,} without an answer; {outcome.events:,} events, {outcome.webhooks:,} webhooks; "
@@ -137,7 +137,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="soak", description="Check what is promised of freshness, for long.")
     parser.add_argument("--decisions", type=int, default=DECISIONS)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="the longest that it takes, about")
-    parser.add_argument("--kills", type=int, default=KILLS, help="how often a server is killed under load after that")
+    parser.add_argument("--kills", type=int, default=KILLS, help="how often a server is killed on each database")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args(arguments)
     console = Console(width=120, soft_wrap=True)

@@ -124,15 +124,16 @@ def test_an_exposed_key_is_dealt_with_by_its_workspaces_policy(service: Service,
     assert KeyState.Name(get_key(service, made.key.key_id).state) == state
 
 
-def test_an_exposure_is_an_event_and_one_is_enough(grid: Service) -> None:
+def test_an_exposure_is_an_event_and_its_end_another_and_each_comes_once(grid: Service) -> None:
     made = make_key(grid)
     for _ in range(3):
         assert reason_for(grid, made.api_key, sec_fetch_site="cross-site") == "KEY_EXPOSED"
         dealt_with(grid)
 
-    _, event = events_of(grid, made.key.key_id)
+    _, event, end = events_of(grid, made.key.key_id)
 
     assert (event.type, event.caller_id) == ("key.exposed", "dev-operator")
+    assert (end.type, end.caller_id, end.reason) == ("key.revoked", "dev-operator", event.reason)
     assert event.reason
     assert event.after["state"] == "revoked"
     assert get_key(grid, made.key.key_id).state_reason == event.reason
@@ -146,7 +147,7 @@ def test_an_exposure_is_recorded_where_the_policy_leaves_the_key_as_it_is(servic
     assert reason_for(service, made.api_key, sec_fetch_site="cross-site") == "KEY_EXPOSED"
     dealt_with(service)
 
-    assert "key.exposed" in event_types(service, made.key.key_id)
+    assert event_types(service, made.key.key_id) == ["key.created", "key.exposed"]
     assert reason_for(service, made.api_key) == "PERMITTED"
 
 
@@ -256,7 +257,8 @@ def test_many_keys_that_leak_at_once_are_all_dealt_with(service: Service) -> Non
     dealt_with(service)
 
     assert service.query("SELECT state, count(*) AS n FROM api_key GROUP BY state") == [{"state": "revoked", "n": 120}]
-    assert {event_types(service, one.key.key_id)[-1] for one in made} == {"key.exposed"}
+    expected = ["key.created", "key.exposed", "key.revoked"]
+    assert all(event_types(service, one.key.key_id) == expected for one in made)
 
 
 def test_what_could_not_be_dealt_with_is_told_by_the_log_and_tried_again_by_itself(
@@ -277,7 +279,7 @@ def test_what_could_not_be_dealt_with_is_told_by_the_log_and_tried_again_by_itse
 
     assert {line["log_level"] for line in lines if line["event"] == "exposed keys not dealt with yet"} == {"warning"}
     assert reason_for(service, made.api_key) == "KEY_REVOKED"
-    assert event_types(service, made.key.key_id) == ["key.created", "key.exposed"]
+    assert event_types(service, made.key.key_id) == ["key.created", "key.exposed", "key.revoked"]
 
 
 def test_what_is_left_to_do_is_done_before_a_server_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,7 +329,7 @@ def test_a_key_is_dealt_with_once_however_many_requests_it_arrives_with_at_the_s
 
     assert set(reasons) == {"KEY_EXPOSED"}
     for one in made:
-        assert event_types(service, one.key.key_id) == ["key.created", "key.exposed"]
+        assert event_types(service, one.key.key_id) == ["key.created", "key.exposed", "key.suspended"]
 
 
 def test_no_thread_that_decides_asks_the_store_about_exposed_keys(
@@ -431,7 +433,7 @@ class TestSuspicion:
         assert reason_for(grid, made.api_key, sec_fetch_site="cross-site") == "KEY_EXPOSED"
         dealt_with(grid)
 
-        assert event_types(grid, made.key.key_id)[1:] == ["key.exposure_suspected", "key.exposed"]
+        assert event_types(grid, made.key.key_id)[1:] == ["key.exposure_suspected", "key.exposed", "key.revoked"]
         assert reason_for(grid, made.api_key) == "KEY_REVOKED"
 
 

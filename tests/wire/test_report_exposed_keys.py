@@ -104,12 +104,16 @@ def test_a_reported_server_key_is_dealt_with_by_its_workspaces_policy(
     key = get_key(service, made.key.key_id)
     assert (result.key_id, result.kind, result.workspace_id) == (key.key_id, key.kind, WORKSPACE)
     assert result.state == key.state
-    _, event = events_of(service, key.key_id)
+    _, event, *ended = events_of(service, key.key_id)
     assert (event.type, event.caller_id, event.reason) == (
         "key.exposed",
         "dev-operator",
         "reported as exposed by scanner",
     )
+    assert [one.type for one in ended] == ([] if done == "NOTED" else [f"key.{done.lower()}"])
+    for one in ended:
+        assert (one.caller_id, one.reason, one.before) == (event.caller_id, event.reason, event.before)
+        assert {**one.after, "exposure_url": URL, "exposure_source": "scanner"} == dict(event.after)
     assert (event.after["exposure_url"], event.after["exposure_source"]) == (URL, "scanner")
     assert key.HasField("expose_time")
     assert key.state_reason == ("" if done == "NOTED" else event.reason)
@@ -214,7 +218,7 @@ def test_a_policy_of_revoking_ends_what_an_earlier_one_had_left_alive(service: S
     set_policy(service, EXPOSURE_POLICY_REVOKE)
 
     assert [outcome(service, made.api_key) for _ in range(2)] == ["REVOKED", "ALREADY_KNOWN"]
-    assert event_types(service, made.key.key_id) == ["key.created", "key.exposed", "key.exposed"]
+    assert event_types(service, made.key.key_id) == ["key.created", "key.exposed", "key.exposed", "key.revoked"]
 
 
 def test_a_scanner_and_a_browser_make_one_exposure(grid: Service) -> None:
@@ -227,7 +231,7 @@ def test_a_scanner_and_a_browser_make_one_exposure(grid: Service) -> None:
     dealt_with(grid)
 
     for made in (seen_first, reported_first):
-        assert event_types(grid, made.key.key_id) == ["key.created", "key.exposed"]
+        assert event_types(grid, made.key.key_id) == ["key.created", "key.exposed", "key.revoked"]
 
 
 def test_a_key_that_stands_twice_in_one_call_is_dealt_with_once(grid: Service) -> None:
@@ -237,7 +241,9 @@ def test_a_key_that_stands_twice_in_one_call_is_dealt_with_once(grid: Service) -
     answer = grid.operator.keys.ReportExposedKeys(pb.ReportExposedKeysRequest(reports=reports))
 
     assert outcomes(answer) == ["REVOKED", "ALREADY_KNOWN", "ALREADY_KNOWN", "ALREADY_KNOWN"]
-    assert [event.after["exposure_url"] for event in events_of(grid, made.key.key_id)[1:]] == [URL, OTHER_URL]
+    _, *events = events_of(grid, made.key.key_id)
+    assert [event.type for event in events] == ["key.exposed", "key.revoked", "key.exposed"]
+    assert [event.after["exposure_url"] for event in events[::2]] == [URL, OTHER_URL]
 
 
 def test_reports_at_the_same_moment_make_one_exposure(service: Service) -> None:
@@ -248,7 +254,7 @@ def test_reports_at_the_same_moment_make_one_exposure(service: Service) -> None:
         done = list(pool.map(lambda _: outcome(service, made.api_key), range(8)))
 
     assert sorted(done) == ["ALREADY_KNOWN"] * 7 + ["REVOKED"]
-    assert event_types(service, made.key.key_id) == ["key.created", "key.exposed"]
+    assert event_types(service, made.key.key_id) == ["key.created", "key.exposed", "key.revoked"]
 
 
 def test_an_old_secret_ends_nothing(grid: Service) -> None:
@@ -331,7 +337,7 @@ def test_where_a_key_was_found_is_written_down_without_keys_and_cut_to_a_length(
 
     report(grid, made.api_key, url=url, source=f"bot {made.api_key} " + "z" * 500)
 
-    event = events_of(grid, made.key.key_id)[-1]
+    event = events_of(grid, made.key.key_id)[1]
     kept: Any = event.after
     assert kept["exposure_url"].startswith("https://x.example/?key=")
     assert "pass" not in kept["exposure_url"]

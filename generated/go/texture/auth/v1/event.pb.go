@@ -57,8 +57,9 @@ type Event struct {
 	Before *structpb.Struct `protobuf:"bytes,10,opt,name=before,proto3" json:"before,omitempty"`
 	// The subject after, without secrets. Unset for a removal. For an erasure, what was taken away, as in
 	// EraseEndUserResponse. For `key.exposed` and `caller.exposed` also `exposure_source`, who or what noticed it (`browser`
-	// for a key that arrived from one), and `exposure_url`, where it was found, if that was said. For `key.expiring`, which
-	// changes nothing, the key as it is, with `expires_within_days`: 30, 7 or 1.
+	// for a key that arrived from one), and `exposure_url`, where it was found, if that was said; where the workspace's
+	// policy ended the key by it, `key.revoked` or `key.suspended` follows, with the same `before` and `after` but for these
+	// two. For `key.expiring`, which changes nothing, the key as it is, with `expires_within_days`: 30, 7 or 1.
 	After         *structpb.Struct `protobuf:"bytes,11,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -99,8 +99,9 @@ export declare type Event = Message<"texture.auth.v1.Event"> & {
   /**
    * The subject after, without secrets. Unset for a removal. For an erasure, what was taken away, as in
    * EraseEndUserResponse. For `key.exposed` and `caller.exposed` also `exposure_source`, who or what noticed it (`browser`
-   * for a key that arrived from one), and `exposure_url`, where it was found, if that was said. For `key.expiring`, which
-   * changes nothing, the key as it is, with `expires_within_days`: 30, 7 or 1.
+   * for a key that arrived from one), and `exposure_url`, where it was found, if that was said; where the workspace's
+   * policy ended the key by it, `key.revoked` or `key.suspended` follows, with the same `before` and `after` but for these
+   * two. For `key.expiring`, which changes nothing, the key as it is, with `expires_within_days`: 30, 7 or 1.
    *
    * @generated from field: google.protobuf.Struct after = 11;
    */
