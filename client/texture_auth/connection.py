@@ -43,6 +43,8 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     # What a DNS record says must not take its place.
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.enable_retries", 1),
+    # The scopes of a large batch may take more than the 4 MiB that gRPC takes by itself.
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     # A server that is back is found within the retries, and one that is gone is not asked without end.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),

@@ -99,6 +99,12 @@ def describe_exposure(
     return events
 
 
+def state_put_into(exposure: Event) -> KeyState | None:
+    """Return the state that a key was put into because of an exposure; None where it was left in the one it had."""
+    before, after = ((side or {}).get("state") for side in (exposure.before, exposure.after))
+    return None if before == after else KeyState(after)
+
+
 def _contained(key: Key, policy: ExposurePolicy, reason: str, now: datetime) -> Key:
     """Return an exposed key as its workspace's policy has it. NOTIFY_ONLY leaves it as it is."""
     if policy is ExposurePolicy.REVOKE:

@@ -16,7 +16,7 @@ from collections import Counter as Counted
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -24,7 +24,17 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from server.domain.reasons import Reason
-from server.service.telemetry import BarrierOutcome, CacheKind, ChoreOutcome, DeskName, Shed, Telemetry
+from server.service.telemetry import (
+    BarrierOutcome,
+    CacheKind,
+    ChoreOutcome,
+    DeskName,
+    ExposureOutcome,
+    ExposureSource,
+    Shed,
+    Telemetry,
+    WebhookOutcome,
+)
 
 T = TypeVar("T")
 Labels = tuple[str, ...]
@@ -74,9 +84,12 @@ class PrometheusTelemetry(Telemetry):
         self._misses = self._counts("cache_misses", "Facts that had to be asked of the store.", "kind")
         self._rehashes = self._counts("rehashed_secrets", "Secrets that were moved to the pepper that signs.")
         self._chores = self._counts("chores", "Portions of what the server does by itself.", "chore", "outcome")
+        self._webhooks = self._counts("webhook_attempts", "Attempts to deliver a webhook.", "outcome")
+        self._exposures = self._counts("exposures", "Keys that were found exposed.", "source", "outcome")
         self._parts = (
             *(self._rpcs, self._transactions, self._barriers),
             *(self._decisions, self._sheds, self._hits, self._misses, self._rehashes, self._chores),
+            *(self._webhooks, self._exposures),
         )
         # What may happen is there from the start, at 0: a rate has something to begin from.
         self._transactions.expect("read", "write")
@@ -85,11 +98,14 @@ class PrometheusTelemetry(Telemetry):
         self._sheds.expect(*get_args(Shed))
         for counts in (self._hits, self._misses):
             counts.expect(*get_args(CacheKind))
+        self._webhooks.expect(*get_args(WebhookOutcome))
+        self._exposures.expect(*product(get_args(ExposureSource), get_args(ExposureOutcome)))
 
         self._entries = self._gauge("cache_entries", "Facts in the cache.", "kind")
         self._applied = self._gauge("revision_applied", "The revision that decisions are made from.")
         self._head = self._gauge("revision_head", "The newest revision that the store is known to have.")
         self._lease = self._gauge("lease_left_seconds", "How long decisions may still be made from the cache.")
+        self._webhook_lag = self._gauge("webhook_lag_seconds", "How long the webhook that is due first has been.")
         self._threads_busy = self._gauge("threads_busy", "Calls that are worked on, those that wait included.", "desk")
         self._threads = self._gauge("threads", "Calls that are worked on at once.", "desk")
         self._queue_calls = self._gauge("queue_calls", "Calls that wait for a thread.", "desk")
@@ -187,6 +203,18 @@ class PrometheusTelemetry(Telemetry):
     def rehashed(self, count: int) -> None:
         """Count secrets that were moved."""
         self._rehashes.note(((), count))
+
+    def webhook(self, outcome: WebhookOutcome) -> None:
+        """Count an attempt."""
+        self._webhooks.note(((outcome,), 1))
+
+    def webhook_lag(self, seconds: float) -> None:
+        """Show how long the first has been due."""
+        self._webhook_lag(seconds)
+
+    def exposure(self, source: ExposureSource, outcome: ExposureOutcome) -> None:
+        """Count an exposure."""
+        self._exposures.note(((source, outcome), 1))
 
     def chore(self, name: str, outcome: ChoreOutcome) -> None:
         """Count a portion of a chore."""
@@ -299,10 +327,10 @@ class _Counts:
         self._noted: deque[tuple[Labels, int]] = deque()
         self.note = self._noted.append
 
-    def expect(self, *values: str) -> None:
-        """Show these values of the one label, at 0."""
+    def expect(self, *values: str | Labels) -> None:
+        """Show these values of the one label, or of all of them, at 0."""
         for value in values:
-            self._counter.labels(value)
+            self._counter.labels(*((value,) if isinstance(value, str) else value))
 
     def write_down(self) -> None:
         """Bring the counter up to what was noted."""

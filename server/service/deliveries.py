@@ -36,6 +36,7 @@ from server.domain.webhooks import DISABLE_AFTER, failed, payload_of, succeeded,
 from server.outbound import Answered, NotPosted
 from server.service.base import Resources
 from server.service.sealing import CannotUnseal
+from server.service.telemetry import WebhookOutcome as WebhookTold
 from server.service.webhooks import open_secrets
 from server.store.contract import EventFilter, Notes, Reader, StoreUnavailable, WebhookOutcome, WebhookStanding
 
@@ -71,6 +72,12 @@ _CHANCE = randomness.SystemRandom().random
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _GONE = 410
 _SUCCESS = range(200, 300)
+
+_TOLD: Mapping[WebhookDeliveryState, WebhookTold] = {
+    WebhookDeliveryState.DELIVERED: "delivered",
+    WebhookDeliveryState.PENDING: "put_off",
+    WebhookDeliveryState.FAILED: "given_up",
+}
 
 _log = structlog.get_logger("texture_auth.webhooks")
 
@@ -165,11 +172,14 @@ class Dispatcher:
         self._idle = threading.Condition(self._lock)
         self._seen: object = None
         self._next_due: datetime | None = None
+        # Since when the first of those that are not with anybody has been due, or from when on it will be.
+        self._waiting_since: datetime | None = None
         self._endpoints = False
         self._complaining = False
         self._stopping = threading.Event()
         self._hands = _Hands(self._deliver)
         self._thread = threading.Thread(target=self._keep, name="webhooks", daemon=True)
+        resources.telemetry.sample(self._tell_lag)
 
     def start(self) -> None:
         """Begin."""
@@ -204,6 +214,7 @@ class Dispatcher:
         free = [standing for standing in standings if room.of(standing) > 0]
         now = self._resources.clock()
         self._next_due = min(filter(None, (standing.next_attempt_time for standing in free)), default=None)
+        self._waiting_since = min(filter(None, (standing.next_attempt_time for standing in standings)), default=None)
         behind = [standing for standing in standings if standing.behind]
         due = [standing for standing in free if standing.behind or (standing.next_attempt_time or _NEVER) <= now]
         if not behind and not due:
@@ -308,6 +319,7 @@ class Dispatcher:
                 notes.note_webhook_outcomes(webhook_endpoint_id, outcomes)
         for outcome in outcomes:
             done = outcome.delivery
+            self._resources.telemetry.webhook(_TOLD[done.state])
             _log.info(
                 "webhook",
                 webhook_endpoint_id=webhook_endpoint_id,
@@ -399,6 +411,11 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 - the next turn is not to blame
                 _log.error("webhooks put off", exc_info=error)
                 self._stopping.wait(PAUSE_SECONDS)
+
+    def _tell_lag(self) -> None:
+        since = self._waiting_since
+        waiting = timedelta() if since is None else self._resources.clock() - since
+        self._resources.telemetry.webhook_lag(max(0.0, waiting.total_seconds()))
 
     def _is_news(self) -> bool:
         """Tell whether anything was committed since the last time, has become due, or was done."""

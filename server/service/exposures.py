@@ -18,10 +18,11 @@ import structlog
 from server.domain.decision import Decision
 from server.domain.events import Event, EventType, Origin, describe
 from server.domain.exposure import Exposure
-from server.domain.leaks import BROWSER, SEEN, Sighting, describe_exposure, expose
+from server.domain.leaks import BROWSER, SEEN, Sighting, describe_exposure, expose, state_put_into
 from server.domain.model import Key, KeyState
 from server.domain.reasons import Reason
 from server.service.base import Resources, require_workspace
+from server.service.telemetry import ExposureOutcome, Telemetry
 from server.service.waiting import aside
 from server.store.contract import Exposed, Reader, StoreUnavailable, Writer, seconds_left
 
@@ -232,7 +233,7 @@ class ExposureService:
                 # After the transaction, which has taken effect: mostly all processes deny from here on.
                 resources.barrier.settle(writer.revision)
             for deed in found:
-                _tell(deed)
+                _tell(deed, resources.telemetry)
         self._remember(portion, {key_id: key.state for key_id, key in keys.items()}, found)
         return bool(found)
 
@@ -292,7 +293,16 @@ def _write_down(writer: Writer, deeds: Sequence[_Deed], now: datetime) -> None:
     writer.record(event for deed in deeds for event in deed.events)
 
 
-def _tell(deed: _Deed) -> None:
+def outcome_of(exposure: Event) -> ExposureOutcome:
+    """Return what an exposure came to, by its own event."""
+    state = state_put_into(exposure)
+    if state is None:
+        return "noted"
+    return "revoked" if state is KeyState.REVOKED else "suspended"
+
+
+def _tell(deed: _Deed, telemetry: Telemetry) -> None:
+    telemetry.exposure("browser", outcome_of(deed.events[0]) if deed.changed else "suspected")
     say = _log.warning if deed.changed else _log.info
     key = deed.after
     say(

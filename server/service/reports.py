@@ -18,6 +18,8 @@ from server.domain.token import Token, TokenKind, parse
 from server.domain.validation import Fields
 from server.service.barrier import AT_ONCE
 from server.service.base import Call, Mutation, Resources, require_workspace
+from server.service.exposures import outcome_of
+from server.service.telemetry import Telemetry
 from server.store.contract import Exposed, Reader, Writer
 
 # How many one transaction deals with, so that no writer waits long for it.
@@ -97,7 +99,7 @@ class ReportService:
 
         mutation = self._resources.carry_out(call, work, lambda _: "", again, narrows=True)
         for ledger in done:
-            ledger.tell()
+            ledger.tell(self._resources.telemetry)
         return mutation
 
     def _answer(
@@ -208,10 +210,12 @@ class _Ledger:
         writer.note_exposures(list(self._new), self._now)
         writer.record(self._events)
 
-    def tell(self) -> None:
+    def tell(self, telemetry: Telemetry) -> None:
         """Tell people what was found, now that it is stored."""
         for event in self._events:
             after = event.after or {}
+            if event.type in (EventType.CALLER_EXPOSED, EventType.KEY_EXPOSED):
+                telemetry.exposure("report", outcome_of(event))
             if event.type is EventType.CALLER_EXPOSED:
                 _log.error(
                     "the key of a caller is exposed: rotate it at once",

@@ -19,6 +19,12 @@ ChoreOutcome = Literal["done", "put_off", "failed"]
 # Of a call that was refused for load: too many waited for their turn, or for the store, or its deadline was past when
 # its turn came.
 Shed = Literal["queue_full", "loads_full", "deadline_past"]
+# Of an attempt to deliver a webhook: it arrived, it is tried again, or it is not.
+WebhookOutcome = Literal["delivered", "put_off", "given_up"]
+# Who found a key exposed.
+ExposureSource = Literal["browser", "report"]
+# What that came to, the last for what was merely suspected.
+ExposureOutcome = Literal["revoked", "suspended", "noted", "suspected"]
 # Where calls are worked on: those that decide, and all others.
 DeskName = Literal["decisions", "others"]
 
@@ -78,6 +84,15 @@ class Telemetry:
 
     def rehashed(self, count: int) -> None:
         """Tell of secrets that were moved to the pepper that signs."""
+
+    def webhook(self, outcome: WebhookOutcome) -> None:
+        """Tell of an attempt to deliver a webhook, once it is noted."""
+
+    def webhook_lag(self, seconds: float) -> None:
+        """Tell for how long the webhook that is due first has been; 0 where none is."""
+
+    def exposure(self, source: ExposureSource, outcome: ExposureOutcome) -> None:
+        """Tell of a key that was found exposed, once that is written down."""
 
     def chore(self, name: str, outcome: ChoreOutcome) -> None:
         """Tell of a portion of a chore. Names are those that the code gives."""

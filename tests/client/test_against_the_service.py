@@ -90,6 +90,17 @@ def test_a_thousand_questions_are_answered_from_one_state_each_for_itself(
     assert len({each.revision for each in decisions[:-1]}) == 1
 
 
+def test_a_thousand_scopes_that_are_as_large_as_can_be_arrive(service: Service, authorizer: Authorizer) -> None:
+    makers = [f"{number:02}{'m' * 62}" for number in range(64)]
+    request = key_service_pb2.CreateKeyRequest(
+        workspace_id="acme", kind=KEY_KIND_SERVER, display_name="Narrow", allowed_manufacturers=makers
+    )
+    api_key = service.operator.keys.CreateKey(request).api_key
+    decisions = authorizer.authorize_many([Question(api_key=api_key, permission="devices:list")] * 1000)
+    assert all(decisions)
+    assert all(one.device_scope is not None and len(one.device_scope.manufacturers) == 64 for one in decisions)
+
+
 def test_what_was_revoked_without_waiting_is_denied_after_its_revision_was_observed(
     service: Service, authorizer: Authorizer
 ) -> None:

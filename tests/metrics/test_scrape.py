@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client import Metric as Family
 from texture.auth.v1 import authorize_service_pb2 as pb
+from texture.auth.v1.key_service_pb2 import ExposedKeyReport, ReportExposedKeysRequest
 
 from server.app import App, StartRefused
 from server.domain.reasons import Reason
@@ -33,9 +34,10 @@ from tests.metrics.scrapes import (
     value,
 )
 from tests.operate.drive import METHODS, World, life, with_text
-from tests.wire.helpers import make_key, make_workspace, register
+from tests.wire.helpers import authorize, make_connect_key, make_key, make_workspace, register
 from tests.wire.links_helpers import server_key
 from tests.wire.test_deadlines import LIST, held_up
+from tests.wire.test_exposure import BROWSER_AGENT
 
 BATCH = "/texture.auth.v1.AuthorizeService/BatchAuthorize"
 # Whatever may stand in a label, and no more.
@@ -45,7 +47,11 @@ BOUNDED = {
     "reason": {reason.name for reason in Reason},
     "why": {"queue_full", "loads_full", "deadline_past"},
     "desk": {"decisions", "others"},
-    "outcome": {"acknowledged", "fenced", "incomplete", "failed", "done", "put_off"},
+    "outcome": {
+        *("acknowledged", "fenced", "incomplete", "failed", "done", "put_off", "delivered", "given_up"),
+        *("revoked", "suspended", "noted", "suspected"),
+    },
+    "source": {"browser", "report"},
     "kind": {"caller", "certificate_name", "device", "key", "read", "write"},
     "chore": {
         *("rehash secrets", "reseal webhook secrets", "forget changes", "warn of expiry"),
@@ -189,6 +195,27 @@ class TestTheServer:
             faulty = Chore("prune events", 1.0, lambda: 1 / 0 > 0)
             Housekeeper([faulty], telemetry=service.app._resources.telemetry).run_once()
             appears(where, "chores_total", chore="prune events", outcome="failed")
+
+    def test_exposed_keys_are_counted_by_who_found_them_and_what_that_came_to(self, scraped: Service) -> None:
+        where = scraped.app.metrics_address
+        for source in ("browser", "report"):
+            for outcome in ("revoked", "suspended", "noted", "suspected"):
+                assert value(scrape(where), "exposures_total", source=source, outcome=outcome) == 0
+        suspected, seen, found, public = (
+            make_key(scraped),
+            make_key(scraped),
+            make_key(scraped),
+            make_connect_key(scraped),
+        )
+        authorize(scraped, suspected.api_key, user_agent=BROWSER_AGENT)
+        authorize(scraped, seen.api_key, sec_fetch_site="cross-site")
+        reports = [ExposedKeyReport(api_key=one.api_key) for one in (found, public, found)]
+        scraped.operator.keys.ReportExposedKeys(ReportExposedKeysRequest(reports=reports))
+        shows(where, 1, "exposures_total", source="report", outcome="revoked")
+        shows(where, 1, "exposures_total", source="report", outcome="noted")
+        shows(where, 1, "exposures_total", source="browser", outcome="revoked")
+        shows(where, 1, "exposures_total", source="browser", outcome="suspected")
+        assert value(scrape(where), "exposures_total") == 4
 
     def test_the_telemetry_that_parts_give_is_shown(self, scraped: Service) -> None:
         where, telemetry = scraped.app.metrics_address, scraped.app._resources.telemetry

@@ -26,6 +26,7 @@ from texture.auth.v1.webhook_pb2 import (
 )
 
 from tests.harness import Service, running_service
+from tests.metrics.scrapes import measured, shows
 from tests.operate.certificates import Certificate
 from tests.operate.process import wait_until
 from tests.webhooks.receiver import Receiver, receiving, settings_for, status
@@ -433,6 +434,34 @@ def test_endpoints_that_are_failing_leave_room_for_those_that_are_not(
             make_key(grid)
         wait_for_state(grid, created, WEBHOOK_DELIVERY_STATE_DELIVERED, 5)
         assert len(dead.received) == 2
+
+
+def test_attempts_are_counted_and_how_long_the_first_has_been_due_is_shown(
+    tmp_path: Path, ca: Path, receiver: Receiver
+) -> None:
+    with measured(tmp_path, **settings_for(ca)) as service:
+        where = service.app.metrics_address
+        make_workspace(service)
+        created = create(service, receiver.url, event_types=["key.created"])
+        make_key(service)
+        shows(where, 1, "webhook_attempts_total", outcome="delivered")
+        receiver.reply = status("500 Oh")
+        make_key(service)
+        shows(where, 1, "webhook_attempts_total", outcome="put_off")
+        service.clock.turn(3 * DAY)
+        shows(where, 1, "webhook_attempts_total", outcome="given_up")
+        update(service, created, state=WEBHOOK_ENDPOINT_STATE_ACTIVE)
+        shows(where, 0, "webhook_lag_seconds")
+        replayed = deliveries(service, created, state=WEBHOOK_DELIVERY_STATE_FAILED)
+        receiver.reply = receiver.silent
+        receiver.received.clear()
+        assert replay(service, created, webhook_delivery_ids=[one.webhook_delivery_id for one in replayed]) == 1
+        # Two are sent at once, and the third waits.
+        for _ in range(2):
+            make_key(service)
+        receiver.wait_for(2)
+        service.clock.turn(timedelta(seconds=7))
+        shows(where, 7, "webhook_lag_seconds")
 
 
 def test_old_deliveries_are_deleted_by_the_server_itself(grid: Service, receiver: Receiver) -> None:

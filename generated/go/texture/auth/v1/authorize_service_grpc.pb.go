@@ -41,7 +41,8 @@ type AuthorizeServiceClient interface {
 	// UNAVAILABLE, with RetryInfo, when the store cannot be asked.
 	Authorize(ctx context.Context, in *AuthorizeRequest, opts ...grpc.CallOption) (*AuthorizeResponse, error)
 	// Answers 1 to 1,000 questions from one snapshot, in order. A bad question gets an error of its own
-	// and spoils no other.
+	// and spoils no other. With the scopes of keys that name many manufacturers the answer may take more than the 4 MiB that
+	// most clients of gRPC accept: set theirs to 16 MiB.
 	BatchAuthorize(ctx context.Context, in *BatchAuthorizeRequest, opts ...grpc.CallOption) (*BatchAuthorizeResponse, error)
 	// Answers one question and shows every step of the evaluation, the same one that Authorize makes, for people who want
 	// to know why. Asked by key id or by the key itself. Never counts as a use of the key, and a key that arrives from a
@@ -105,7 +106,8 @@ type AuthorizeServiceServer interface {
 	// UNAVAILABLE, with RetryInfo, when the store cannot be asked.
 	Authorize(context.Context, *AuthorizeRequest) (*AuthorizeResponse, error)
 	// Answers 1 to 1,000 questions from one snapshot, in order. A bad question gets an error of its own
-	// and spoils no other.
+	// and spoils no other. With the scopes of keys that name many manufacturers the answer may take more than the 4 MiB that
+	// most clients of gRPC accept: set theirs to 16 MiB.
 	BatchAuthorize(context.Context, *BatchAuthorizeRequest) (*BatchAuthorizeResponse, error)
 	// Answers one question and shows every step of the evaluation, the same one that Authorize makes, for people who want
 	// to know why. Asked by key id or by the key itself. Never counts as a use of the key, and a key that arrives from a

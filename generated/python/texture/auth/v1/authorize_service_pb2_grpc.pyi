@@ -47,7 +47,8 @@ class AuthorizeServiceStub:
     """
     BatchAuthorize: _grpc.UnaryUnaryMultiCallable[_authorize_service_pb2.BatchAuthorizeRequest, _authorize_service_pb2.BatchAuthorizeResponse]
     """Answers 1 to 1,000 questions from one snapshot, in order. A bad question gets an error of its own
-    and spoils no other.
+    and spoils no other. With the scopes of keys that name many manufacturers the answer may take more than the 4 MiB that
+    most clients of gRPC accept: set theirs to 16 MiB.
     """
     ExplainAuthorization: _grpc.UnaryUnaryMultiCallable[_authorize_service_pb2.ExplainAuthorizationRequest, _authorize_service_pb2.ExplainAuthorizationResponse]
     """Answers one question and shows every step of the evaluation, the same one that Authorize makes, for people who want
@@ -75,7 +76,8 @@ class AuthorizeServiceAsyncStub(AuthorizeServiceStub):
     """
     BatchAuthorize: _aio.UnaryUnaryMultiCallable[_authorize_service_pb2.BatchAuthorizeRequest, _authorize_service_pb2.BatchAuthorizeResponse]  # type: ignore[assignment]
     """Answers 1 to 1,000 questions from one snapshot, in order. A bad question gets an error of its own
-    and spoils no other.
+    and spoils no other. With the scopes of keys that name many manufacturers the answer may take more than the 4 MiB that
+    most clients of gRPC accept: set theirs to 16 MiB.
     """
     ExplainAuthorization: _aio.UnaryUnaryMultiCallable[_authorize_service_pb2.ExplainAuthorizationRequest, _authorize_service_pb2.ExplainAuthorizationResponse]  # type: ignore[assignment]
     """Answers one question and shows every step of the evaluation, the same one that Authorize makes, for people who want
@@ -112,7 +114,8 @@ class AuthorizeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_authorize_service_pb2.BatchAuthorizeResponse, _abc.Awaitable[_authorize_service_pb2.BatchAuthorizeResponse]]:
         """Answers 1 to 1,000 questions from one snapshot, in order. A bad question gets an error of its own
-        and spoils no other.
+        and spoils no other. With the scopes of keys that name many manufacturers the answer may take more than the 4 MiB that
+        most clients of gRPC accept: set theirs to 16 MiB.
         """
 
     @_abc_1.abstractmethod

@@ -776,7 +776,8 @@ export declare const AuthorizeService: GenService<{
   },
   /**
    * Answers 1 to 1,000 questions from one snapshot, in order. A bad question gets an error of its own
-   * and spoils no other.
+   * and spoils no other. With the scopes of keys that name many manufacturers the answer may take more than the 4 MiB that
+   * most clients of gRPC accept: set theirs to 16 MiB.
    *
    * @generated from rpc texture.auth.v1.AuthorizeService.BatchAuthorize
    */
