@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.report import Row
-from bench.rows import batch, caching, client, counting, envoy, guard, misses, revoke, unary, workers
+from bench.rows import batch, caching, client, counting, envoy, guard, misses, revoke, unary, webhooks, workers
 from bench.workshop import Workshop
 
 ROWS: dict[str, Callable[[Workshop], list[Row]]] = {
@@ -19,6 +19,7 @@ ROWS: dict[str, Callable[[Workshop], list[Row]]] = {
     "revoke": revoke.rows,
     "faults": revoke.fault_rows,
     "counting": counting.rows,
+    "webhooks": webhooks.rows,
     "guard": guard.rows,
     "envoy": envoy.rows,
     "client": client.rows,

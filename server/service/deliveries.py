@@ -221,7 +221,8 @@ class Dispatcher:
             return
         # Those that have waited the longest have their turn first.
         due.sort(key=lambda standing: standing.next_attempt_time or now)
-        with self._store_lock, self._resources.store.note() as notes:
+        # What was claimed, or noted, and is lost with the machine is sent again under its id. What was made must stay.
+        with self._store_lock, self._resources.store.note(durable=bool(behind)) as notes:
             claimed = self._take(notes, behind, due, room)
         for one in claimed:
             self._begin(one)
@@ -315,7 +316,7 @@ class Dispatcher:
     def _note_those_of(self, webhook_endpoint_id: str, attempts: Sequence[_Attempt]) -> None:
         outcomes = [attempt.outcome for attempt in attempts if attempt.outcome is not None]
         if outcomes:
-            with self._store_lock, self._resources.store.note() as notes:
+            with self._store_lock, self._resources.store.note(durable=False) as notes:
                 notes.note_webhook_outcomes(webhook_endpoint_id, outcomes)
         for outcome in outcomes:
             done = outcome.delivery

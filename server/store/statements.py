@@ -86,11 +86,13 @@ def insert(
     database.execute_sql(text, _values(table, new))
 
 
-def update(database: Any, table: type[peewee.Model], key: str, row: Row) -> int:
-    """Store all columns of a row that is there by its key; return how many there were."""
+def update(database: Any, table: type[peewee.Model], key: str, row: Row, *, where: Row | None = None) -> int:
+    """Store all columns of a row that is there by its key, and only `where` others are so; return how many it was."""
+    where = where or {}
     names = tuple(name for name in row if name != key)
-    values = _values(table, [{**{name: row[name] for name in names}, key: row[key]}])
-    count: int = database.execute_sql(_update(table, names, key, database.param), values).rowcount
+    values = [{name: row[name] for name in names}, {key: row[key], **where}]
+    text = _update(table, names, (key, *where), database.param)
+    count: int = database.execute_sql(text, _values(table, values)).rowcount
     return count
 
 
@@ -136,9 +138,10 @@ def _insert(
 
 
 @lru_cache(maxsize=1024)
-def _update(table: type[peewee.Model], names: tuple[str, ...], key: str, place: str) -> str:
+def _update(table: type[peewee.Model], names: tuple[str, ...], where: tuple[str, ...], place: str) -> str:
     changed = ", ".join(f'"{name}" = {place}' for name in names)
-    return f'UPDATE "{_shape(table).name}" SET {changed} WHERE "{key}" = {place}'  # noqa: S608 - no values
+    chosen = " AND ".join(f'"{name}" = {place}' for name in where)
+    return f'UPDATE "{_shape(table).name}" SET {changed} WHERE {chosen}'  # noqa: S608 - no values
 
 
 def _quoted(names: Sequence[str]) -> str:

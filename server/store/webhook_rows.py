@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import groupby
 from typing import Any
 
 import peewee
@@ -27,7 +28,7 @@ from server.domain.webhooks import new_delivery
 from server.store import tables
 from server.store.contract import Cursor, Duplicate, EventFilter, Page, WebhookOutcome, WebhookReplay, WebhookStanding
 from server.store.fields import instant
-from server.store.statements import storable
+from server.store.statements import storable, update
 
 _PENDING = WebhookDeliveryState.PENDING.value
 _FAILED = WebhookDeliveryState.FAILED.value
@@ -334,26 +335,28 @@ class WebhookNoting(WebhookReading):
 
     def note_webhook_outcomes(self, webhook_endpoint_id: str, outcomes: Sequence[WebhookOutcome]) -> int:
         """Store what became of attempts."""
-        progress, table = tables.WebhookProgress, tables.WebhookDelivery
-        mine = progress.webhook_endpoint_id == webhook_endpoint_id
-        for outcome in outcomes:
-            if outcome.delivery.state is WebhookDeliveryState.DELIVERED:
-                since, changes = None, progress.failing_since.is_null(False)
-            elif outcome.told:
-                since, changes = outcome.delivery.last_attempt_time, progress.failing_since.is_null()
-            else:
-                continue
-            progress.update(failing_since=since).where(mine & changes).execute(self._database)
+        self._note_failing(webhook_endpoint_id, outcomes)
+        table, key = tables.WebhookDelivery, "webhook_delivery_id"
         return sum(
-            table.update(delivery_row(outcome.delivery))
-            .where(
-                (table.webhook_delivery_id == outcome.delivery.webhook_delivery_id)
-                & (table.state == _PENDING)
-                & (table.attempts == outcome.delivery.attempts)
+            update(
+                self._database,
+                table,
+                key,
+                delivery_row(outcome.delivery),
+                where={"state": _PENDING, "attempts": outcome.delivery.attempts},
             )
-            .execute(self._database)
             for outcome in outcomes
         )
+
+    def _note_failing(self, webhook_endpoint_id: str, outcomes: Sequence[WebhookOutcome]) -> None:
+        progress = tables.WebhookProgress
+        mine = progress.webhook_endpoint_id == webhook_endpoint_id
+        told = [outcome.delivery for outcome in outcomes if outcome.told]
+        # Of those of a kind that come one after another the first says all.
+        for arrived, alike in groupby(told, lambda delivery: delivery.state is WebhookDeliveryState.DELIVERED):
+            since = None if arrived else next(alike).last_attempt_time
+            changes = progress.failing_since.is_null(not arrived)
+            progress.update(failing_since=since).where(mine & changes).execute(self._database)
 
     def prune_webhook_deliveries(self, before: datetime, limit: int) -> int:
         """Delete old deliveries."""

@@ -16,7 +16,7 @@ from bench import __main__ as command
 from bench import load, machine, processes
 from bench.report import Row, markdown
 from bench.rounds import interleaved, spread
-from bench.rows import ROWS, batch, client, counting, envoy, guard, revoke, unary
+from bench.rows import ROWS, batch, client, counting, envoy, guard, revoke, unary, webhooks
 from bench.scale import SMOKE
 from bench.workshop import Workshop
 
@@ -64,6 +64,13 @@ def test_the_python_client_is_compared_with_a_bare_stub_in_threads_and_in_corout
 def test_an_authorizer_whose_questions_are_not_allowed_ends_the_run() -> None:
     with pytest.raises(load.WrongAnswer):
         client._rate(lambda: False, 1)
+
+
+@needs_go
+def test_a_server_that_sends_webhooks_is_compared_with_itself_when_it_does_not(workshop: Workshop) -> None:
+    rows = webhooks.rows(workshop)
+    assert [row.name for row in rows] == ["16", "16"]
+    assert all(row.found is not None and row.found.middle > 0 for row in rows)
 
 
 def test_the_interceptor_costs_something(workshop: Workshop) -> None:
