@@ -262,7 +262,11 @@ class Dispatcher:
             self._in_flight[webhook_endpoint_id] += 1
             if claimed.failing_since is not None:
                 self._failing.add(webhook_endpoint_id)
-        self._hands.do(claimed)
+        try:
+            self._hands.do(claimed)
+        except BaseException:
+            self._end(webhook_endpoint_id, 1)
+            raise
 
     def _deliver(self, claimed: Claimed) -> None:
         """Attempt a delivery. Where that fails, it comes again when the lease is over."""
@@ -310,6 +314,8 @@ class Dispatcher:
                     webhook_endpoint_id=webhook_endpoint_id,
                     count=len(attempts),
                 )
+            except Exception as error:  # noqa: BLE001 - whatever it was, other endpoints are not to blame
+                _log.error("webhooks not noted", exc_info=error, webhook_endpoint_id=webhook_endpoint_id)
             finally:
                 self._end(webhook_endpoint_id, len(attempts))
 
@@ -411,6 +417,7 @@ class Dispatcher:
                 self._stopping.wait(PAUSE_SECONDS)
             except Exception as error:  # noqa: BLE001 - the next turn is not to blame
                 _log.error("webhooks put off", exc_info=error)
+                self._seen = None
                 self._stopping.wait(PAUSE_SECONDS)
 
     def _tell_lag(self) -> None:
@@ -441,10 +448,11 @@ class _Hands:
     def do(self, claimed: Claimed) -> None:
         """Have it worked on at once."""
         with self._lock:
-            self._under_way += 1
-            if self._under_way > self._threads:
-                self._threads += 1
+            if self._under_way >= self._threads:
+                # It may be that none can be started, and then there is none.
                 threading.Thread(target=self._run, name="webhook", daemon=True).start()
+                self._threads += 1
+            self._under_way += 1
         self._waiting.put(claimed)
 
     def stop(self) -> None:

@@ -25,6 +25,7 @@ from texture.auth.v1.webhook_pb2 import (
     WebhookEndpoint,
 )
 
+from server.service.deliveries import LEASE, Dispatcher
 from tests.harness import Service, running_service
 from tests.metrics.scrapes import measured, shows
 from tests.operate.certificates import Certificate
@@ -411,6 +412,31 @@ def test_a_receiver_that_took_the_last_webhook_at_once_is_sent_more_at_a_time(
             revoke(grid, make_key(grid).key.key_id)
             receiver.wait_for(count)
         assert len(watched.received) == 1 + at_once
+
+
+def test_a_fault_while_outcomes_are_noted_takes_no_room_and_holds_up_no_other(
+    grid: Service, receiver: Receiver, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with receiving(certificate) as unlucky:
+        created = create(grid, unlucky.url, event_types=["key.created"])
+        other = create(grid, receiver.url, event_types=["key.created"])
+        noting = Dispatcher._note_those_of
+
+        def fail(self: Dispatcher, webhook_endpoint_id: str, attempts: Any) -> None:
+            if webhook_endpoint_id == created.webhook_endpoint.webhook_endpoint_id:
+                raise ZeroDivisionError
+            noting(self, webhook_endpoint_id, attempts)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Dispatcher, "_note_those_of", fail)
+            for _ in range(10):
+                make_key(grid)
+            wait_for_state(grid, other, WEBHOOK_DELIVERY_STATE_DELIVERED, 10)
+            # It goes on being sent to, though nothing of that is noted.
+            unlucky.wait_for(10)
+        grid.clock.turn(LEASE)
+        wait_for_state(grid, created, WEBHOOK_DELIVERY_STATE_DELIVERED, 10)
+        assert len({one.message_id for one in unlucky.received}) == 10
 
 
 def test_endpoints_that_are_failing_leave_room_for_those_that_are_not(
