@@ -489,7 +489,7 @@ def retry_after(text: str, now: datetime) -> timedelta:
         return timedelta(seconds=min(int(text[:9]), 10**8))
     try:
         until = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return timedelta()
     return max(timedelta(), until.replace(tzinfo=until.tzinfo or UTC) - now)
 

@@ -97,6 +97,8 @@ def test_a_message_is_accepted_by_the_library_with_each_of_the_secrets_and_no_ot
         (format_datetime((NOW + timedelta(hours=1)).astimezone(timezone(timedelta(hours=5)))), 3600),
         (format_datetime(NOW - timedelta(hours=1), usegmt=True), 0),
         ("Tue, 99 Foo 2030 00:00:00 GMT", 0),
+        (f"Tue, 01 Jan {'9' * 20} 00:00:00 GMT", 0),
+        (f"Tue, 01 Jan 2030 00:00:00 +{'9' * 20}", 0),
     ],
 )
 def test_a_receiver_asks_for_time_in_seconds_or_by_a_date(text: str, seconds: float) -> None:

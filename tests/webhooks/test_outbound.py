@@ -86,20 +86,40 @@ def test_of_a_huge_answer_no_more_than_its_head_is_read(outbound: Outbound, rece
     assert post(outbound, receiver.url) == Answered(200)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Content-Type: multipart/mixed; boundary*" + "1" * 5000 + "=x",
+        "Content-Type: multipart/mixed; boundary*0*=idna''%E2",
+        "Content-Type: multipart/mixed; boundary*0*=a\0b''x",
+        "no header at all",
+    ],
+    ids=["a number without end", "a codec that fails", "a codec that there cannot be", "no header"],
+)
+def test_of_an_answer_no_header_matters_but_the_one(outbound: Outbound, receiver: Receiver, line: str) -> None:
+    receiver.reply = status("503 Later", line, "retry-AFTER:\t 7 ", "X-Retry-After: 8")
+    assert post(outbound, receiver.url) == Answered(503, "7")
+
+
 def _endless_head(connection: ssl.SSLSocket, _: Received) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\n" + b"X-Padding: x\r\n" * MOST_BYTES)
+
+
+def _many_provisional_answers(connection: ssl.SSLSocket, _: Received) -> None:
+    connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * MOST_BYTES + b"HTTP/1.1 200 OK\r\n\r\n")
 
 
 @pytest.mark.parametrize(
     "reply",
     [
         _endless_head,
+        _many_provisional_answers,
         lambda connection, _: connection.sendall(b"SSH-2.0-OpenSSH_9\r\n\r\n"),
         lambda connection, _: connection.sendall(b"HTTP/1.1 20"),
         lambda _connection, _: None,
         lambda connection, _: connection.sendall(b"\0" * 100 + b"\r\n\r\n"),
     ],
-    ids=["a head without end", "another protocol", "half a line", "nothing", "zeros"],
+    ids=["a head without end", "hardly an end", "another protocol", "half a line", "nothing", "zeros"],
 )
 def test_an_answer_that_is_none_is_said_to_be_malformed(outbound: Outbound, receiver: Receiver, reply: Reply) -> None:
     receiver.reply = reply
