@@ -344,7 +344,11 @@ class Dispatcher:
         for attempt in attempts:
             if attempt.endpoint is not None and attempt.gone:
                 self._disable(attempt.endpoint, WebhookDisableReason.GONE)
-            elif attempt.endpoint is not None and attempt.failed and self._is_dead(attempt.claimed):
+            elif (
+                attempt.endpoint is not None
+                and attempt.failed
+                and _is_dead(attempt.claimed.failing_since, self._resources.clock())
+            ):
                 self._disable(attempt.endpoint, WebhookDisableReason.FAILING)
 
     def _end(self, webhook_endpoint_id: str, count: int) -> None:
@@ -354,10 +358,6 @@ class Dispatcher:
             if not self._in_flight[webhook_endpoint_id]:
                 del self._in_flight[webhook_endpoint_id]
                 self._failing.discard(webhook_endpoint_id)
-
-    def _is_dead(self, claimed: Claimed) -> bool:
-        since = claimed.failing_since
-        return since is not None and self._resources.clock() - since >= DISABLE_AFTER
 
     def _send(
         self, endpoint: WebhookEndpoint, delivery: WebhookDelivery, event: Event | None
@@ -394,9 +394,12 @@ class Dispatcher:
         """Send nothing more to an endpoint, unless it was changed meanwhile."""
         with self._store_lock, self._resources.store.write() as writer:
             before = writer.webhook_endpoint(endpoint.webhook_endpoint_id)
+            now = self._resources.time(writer)
             if before != endpoint:
                 return
-            now = self._resources.time(writer)
+            # Another process may have delivered something since this one last heard how long it has been failing.
+            if reason is WebhookDisableReason.FAILING and not _is_dead(_failing_since(writer, endpoint), now):
+                return
             after = replace(before, state=WebhookEndpointState.DISABLED, disable_reason=reason, update_time=now)
             writer.replace_webhook_endpoint(after)
             origin = Origin(caller_id=CALLER)
@@ -492,6 +495,17 @@ def retry_after(text: str, now: datetime) -> timedelta:
     except (ValueError, OverflowError):
         return timedelta()
     return max(timedelta(), until.replace(tzinfo=until.tzinfo or UTC) - now)
+
+
+def _is_dead(failing_since: datetime | None, now: datetime) -> bool:
+    """Tell whether an endpoint has been failing for so long that it is given up."""
+    return failing_since is not None and now - failing_since >= DISABLE_AFTER
+
+
+def _failing_since(reader: Reader, endpoint: WebhookEndpoint) -> datetime | None:
+    """Return since when an active endpoint has been failing; None where it is not."""
+    standings = {one.webhook_endpoint_id: one.failing_since for one in reader.webhook_standings()}
+    return standings.get(endpoint.webhook_endpoint_id)
 
 
 def _event(reader: Reader, event_id: int | None) -> Event | None:
