@@ -566,10 +566,10 @@ class Notes(Reader, Protocol):
     """
 
     def make_webhook_deliveries(self, webhook_endpoint_id: str, now: datetime, limit: int) -> bool:
-        """Make deliveries, due at once, of the next so many events for an active endpoint; tell whether there are more.
+        """Make deliveries, due at once, of an active endpoint's next so many events; tell whether there may be more.
 
         Each event has at most one, whoever else is at it. Where another transaction is, or the endpoint is gone or not
-        active, nothing is made.
+        active, nothing is made; in the first case there may be more.
         """
 
     def claim_webhook_deliveries(

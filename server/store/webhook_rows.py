@@ -1,7 +1,7 @@
 """Webhook endpoints and deliveries: the part of the store on Peewee that is about them.
 
 Whoever locks more than one row of an endpoint locks its progress first, then deliveries, then the endpoint itself, so
-that nobody waits in a circle.
+that nobody waits in a circle; or waits for none of them, and passes over those that others have locked.
 """
 
 from __future__ import annotations
@@ -295,8 +295,11 @@ class WebhookNoting(WebhookReading):
         mine = progress.webhook_endpoint_id == webhook_endpoint_id
         row = self._first(self._locking(progress.select().where(mine)))
         endpoint = self.webhook_endpoint(webhook_endpoint_id)
-        if row is None or endpoint is None or endpoint.state is not WebhookEndpointState.ACTIVE:
+        if endpoint is None or endpoint.state is not WebhookEndpointState.ACTIVE:
             return False
+        if row is None:
+            # Whoever has it may be about something else, and make none.
+            return True
         # Of all types, so that those that are passed over are not looked at again.
         wanted = EventFilter(workspace_id=endpoint.workspace_id)
         events = self.events_after(row["event_id"], wanted, limit)
@@ -335,6 +338,9 @@ class WebhookNoting(WebhookReading):
 
     def note_webhook_outcomes(self, webhook_endpoint_id: str, outcomes: Sequence[WebhookOutcome]) -> int:
         """Store what became of attempts."""
+        progress = tables.WebhookProgress
+        mine = progress.select().where(progress.webhook_endpoint_id == webhook_endpoint_id)
+        self._rows(self._locking(mine, patient=True))
         self._note_failing(webhook_endpoint_id, outcomes)
         table, key = tables.WebhookDelivery, "webhook_delivery_id"
         return sum(
@@ -363,11 +369,13 @@ class WebhookNoting(WebhookReading):
         table = tables.WebhookDelivery
         ended = table.state.in_([WebhookDeliveryState.DELIVERED.value, _FAILED])
         some = table.select(table.number).where(ended & (table.create_time < before)).limit(limit)
-        numbers = [row["number"] for row in self._rows(some)]
+        # Those that somebody makes pending meanwhile must stay.
+        numbers = [row["number"] for row in self._rows(self._locking(some))]
         if numbers:
             table.delete().where(table.number.in_(numbers)).execute(self._database)
         return len(numbers)
 
-    def _locking(self, query: Any) -> Any:
-        """Return a query that locks its rows, and passes over those that others have locked, where rows have locks."""
-        return query.for_update("FOR UPDATE SKIP LOCKED") if self._database.for_update else query
+    def _locking(self, query: Any, *, patient: bool = False) -> Any:
+        """Return a query that locks its rows, where rows have locks; it waits for what others have, or passes over."""
+        how = "FOR UPDATE" if patient else "FOR UPDATE SKIP LOCKED"
+        return query.for_update(how) if self._database.for_update else query

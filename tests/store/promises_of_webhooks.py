@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import wait
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,7 +23,8 @@ from server.domain.webhooks import GIVE_UP_AFTER, failed, new_delivery, succeede
 from server.store.contract import Duplicate, PepperUsage, Store, WebhookOutcome, WebhookReplay
 from server.store.peewee_store import Engine
 from tests.builders import NOW, make_key
-from tests.store.support import OTHER_WORKSPACE_ID, Threads, abandoned, changes_of, dump, populate, read_all
+from tests.store.files import SOON
+from tests.store.support import OTHER_WORKSPACE_ID, PATIENCE, Threads, abandoned, changes_of, dump, populate, read_all
 
 MOMENT = timedelta(microseconds=1)
 MINUTE = timedelta(minutes=1)
@@ -302,6 +304,67 @@ class WebhookPromises:
         assert note(telling, succeeded(current, 200, NOW))
         assert not note(telling, failed(current, 500, "", NOW, part=1))
         assert [one.state for one in deliveries(telling)] == [WebhookDeliveryState.DELIVERED]
+
+    def test_who_notes_outcomes_and_who_removes_the_endpoint_do_not_wait_in_a_circle(
+        self, telling: Store, threads: Threads
+    ) -> None:
+        record(telling, *(event() for _ in range(3)))
+        make(telling)
+        first, last, other = claim(telling)
+        note(telling, failed(other, 500, "", NOW, part=1))
+
+        def remove() -> None:
+            with telling.write() as writer:
+                writer.remove_webhook_endpoint(ENDPOINT_ID)
+
+        with threads.another() as pool:
+            with telling.note() as notes:
+                # In the order in which they ended, with time for the other to get in between.
+                assert notes.note_webhook_outcomes(ENDPOINT_ID, [WebhookOutcome(failed(last, 500, "", NOW, part=1))])
+                removing = pool.submit(remove)
+                wait([removing], SOON)
+                assert notes.note_webhook_outcomes(ENDPOINT_ID, [WebhookOutcome(failed(first, 500, "", NOW, part=1))])
+            removing.result(PATIENCE)
+        assert deliveries(telling) == []
+
+    def test_who_prunes_and_who_replays_do_not_wait_in_a_circle(self, telling: Store, threads: Threads) -> None:
+        with telling.write() as writer:
+            for number in (1, 2):
+                made = replace(new_delivery(ENDPOINT_ID, number, "key.created", NOW), next_attempt_time=None)
+                writer.add_webhook_delivery(
+                    replace(made, webhook_delivery_id=f"msg_{number}", state=WebhookDeliveryState.FAILED)
+                )
+
+        def prune() -> int:
+            with telling.note() as notes:
+                return notes.prune_webhook_deliveries(NOW + MOMENT, 10)
+
+        with threads.another() as pool:
+            with telling.write() as writer:
+                for number in (2, 1):
+                    wanted = WebhookReplay(webhook_endpoint_id=ENDPOINT_ID, webhook_delivery_ids=(f"msg_{number}",))
+                    writer.replay_webhook_deliveries(wanted, NOW, NOW + GIVE_UP_AFTER, 1)
+                    if number == 2:
+                        pruning = pool.submit(prune)
+                        wait([pruning], SOON)
+            pruning.result(PATIENCE)
+
+    def test_deliveries_that_are_not_made_because_another_has_the_turn_are_said_to_be_left(
+        self, telling: Store, threads: Threads
+    ) -> None:
+        record(telling, *(event() for _ in range(2)))
+        make(telling, 1)
+        (claimed,) = claim(telling)
+        with threads.another() as pool:
+            with telling.note() as notes:
+                notes.note_webhook_outcomes(ENDPOINT_ID, [WebhookOutcome(failed(claimed, 500, "", NOW, part=1))])
+                making = pool.submit(make, telling)
+                wait([making], SOON)
+            left = making.result(PATIENCE)
+        # Where transactions follow one another, they were made; where not, whoever asked is to ask again.
+        assert left or len(deliveries(telling)) == 2
+        make(telling)
+        assert len(deliveries(telling)) == 2
 
     def test_an_endpoint_fails_since_the_first_failure_that_no_delivery_came_after(self, telling: Store) -> None:
         record(telling, *(event() for _ in range(5)))
