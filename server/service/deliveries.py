@@ -38,7 +38,15 @@ from server.service.base import Resources
 from server.service.sealing import CannotUnseal
 from server.service.telemetry import WebhookOutcome as WebhookTold
 from server.service.webhooks import open_secrets
-from server.store.contract import EventFilter, Notes, Reader, StoreUnavailable, WebhookOutcome, WebhookStanding
+from server.store.contract import (
+    EventFilter,
+    Notes,
+    Reader,
+    StoreUnavailable,
+    WebhookOutcome,
+    WebhookStanding,
+    deadline_within,
+)
 
 # For how long a process has a delivery to itself: more than an attempt takes, the resolution of a name included.
 LEASE = timedelta(seconds=30)
@@ -60,7 +68,8 @@ LOOK_SECONDS = 0.05
 LOOK_IDLE_SECONDS = 0.5
 # How long is waited after the store could not be asked.
 PAUSE_SECONDS = 1.0
-# How long a stop waits for attempts under way. What comes of those that take longer is not noted: they are made again.
+# How long a stop waits for attempts under way, and then for the store to note what came of them. What comes of those
+# that take longer is not noted: they are made again.
 STOP_SECONDS = 5.0
 PRUNED_AT_ONCE = 1000
 # Who is named in events for what is done here.
@@ -197,7 +206,8 @@ class Dispatcher:
             self._thread.join(STOP_SECONDS)
         with self._idle:
             self._idle.wait_for(lambda: len(self._ended) == self._in_flight.total(), max(0.0, until - time.monotonic()))
-        self._note()
+        with deadline_within(STOP_SECONDS):
+            self._note()
         self._hands.stop()
 
     def turn(self) -> None:

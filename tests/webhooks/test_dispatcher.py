@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from texture.auth.v1.webhook_pb2 import WEBHOOK_ENDPOINT_STATE_ACTIVE
 from server.domain.webhooks import DISABLE_AFTER
 from server.outbound import Answered
 from server.service.deliveries import LEASE, Dispatcher
+from server.store.contract import StoreUnavailable, seconds_left
 from server.store.webhook_rows import WebhookReading
 from tests.harness import Service, running_service
 from tests.operate.process import wait_until
@@ -121,3 +123,25 @@ def test_a_failure_that_ends_after_another_process_has_delivered_does_not_disabl
     one.turn()
     assert endpoint_of(grid, created).state == WEBHOOK_ENDPOINT_STATE_ACTIVE
     assert (len(slow.posted), len(quick.posted)) == (2, 2)
+
+
+def test_a_stop_does_not_wait_long_for_a_store_that_does_not_answer(
+    grid: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.service.deliveries.STOP_SECONDS", 0.1)
+    for _ in range(10):
+        create(grid, URL)
+    make_key(grid)
+    one = dispatcher(grid, Poster())
+    one.turn()
+    wait_for_end(one)
+    waited: list[float] = []
+
+    def note(**_: Any) -> Any:
+        waited.append(min(seconds_left(), 5.0))
+        time.sleep(waited[-1])
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(grid.app._resources.store, "note", note)
+    one.stop()
+    assert sum(waited) < 1.0
